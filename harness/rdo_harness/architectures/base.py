@@ -1,0 +1,71 @@
+"""The interface of an architecture: builds a module from a seed, and turns text into its input ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+if TYPE_CHECKING:
+    from rdo_harness.tasks.base import Kind, Task
+
+
+@dataclass(frozen=True)
+class Architecture(ABC):
+    """Options of an architecture; a subclass is a frozen dataclass whose fields are JSON values."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    pad_id: ClassVar[int]
+    max_length: int
+    """The longest input, in tokens; longer texts are cut."""
+
+    @abstractmethod
+    def build(self, seed: int, task: Task) -> torch.nn.Module:
+        """Return a new float32 module on the CPU, in training mode, its random weights a function of ``seed`` alone.
+
+        It is called as ``model(input_ids=..., attention_mask=...)`` with int64 [batch, length] each, the mask optional,
+        and returns an object whose ``logits`` are [batch, labels] (classification) or [batch, length, vocabulary].
+
+        Raises:
+            ConfigError: the task is of another kind.
+            DataError: pretrained weights cannot be had, or do not fit.
+        """
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Input ids of each text, at most ``max_length`` of them, special tokens included, without padding."""
+
+    def compressible(self, name: str, parameter: torch.Tensor) -> bool:
+        """Whether methods may compress ``parameter``; the rest (norms, biases) is stored as it is, and counted."""
+        return parameter.is_floating_point() and parameter.ndim >= 2
+
+    def config(self) -> dict[str, Any]:
+        """Name and options, as JSON values."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class ByteArchitecture(Architecture):
+    """Base of the causal models whose tokens are the bytes of UTF-8."""
+
+    kind: ClassVar[Kind] = "causal"
+    pad_id: ClassVar[int] = 0
+
+    max_length: int = 128
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode()[: self.max_length]) for text in texts]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed PyTorch's CPU generator for the block; afterwards the global state is what it was, and no GPU is touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,59 @@
+"""Magnitude pruning of a normally trained model, then rounding to nearest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from rdo.errors import ConfigError
+from rdo_harness.architectures.base import Architecture
+from rdo_harness.methods.base import Method, OperatingPoint
+from rdo_harness.registries import METHODS
+
+
+@METHODS.register("pruning")
+@dataclass(frozen=True)
+class MagnitudePruning(Method):
+    """Zero the smallest weights of the whole model (one global threshold), then round to nearest.
+
+    Args:
+        sparsities: shares of the compressible weights to zero, each in (0, 1).
+    """
+
+    name: ClassVar[str] = "pruning"
+    sparsities: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sparsities or not all(0.0 < sparsity < 1.0 for sparsity in self.sparsities):
+            raise ConfigError(f"sparsities must lie between 0 and 1, got {list(self.sparsities)}")
+
+    def points(self) -> list[OperatingPoint]:
+        return [
+            OperatingPoint(rate=None, quantizer=quantizer, sparsity=sparsity)
+            for quantizer in self.quantizers()
+            for sparsity in self.sparsities
+        ]
+
+    def apply(self, model: nn.Module, point: OperatingPoint, architecture: Architecture, path: Path) -> None:
+        weights = [p for name, p in model.named_parameters() if architecture.compressible(name, p)]
+        prune_smallest(weights, point.sparsity)
+        super().apply(model, point, architecture, path)
+
+
+@torch.no_grad()
+def prune_smallest(weights: list[nn.Parameter], sparsity: float) -> None:
+    """Set exactly ``round(sparsity * N)`` weights of smallest magnitude to zero, in place, over all tensors together.
+
+    Among equal magnitudes the earlier weight goes first.
+    """
+    magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights])
+    count = round(sparsity * magnitudes.numel())
+    drop = torch.zeros(magnitudes.numel(), dtype=torch.bool)
+    drop[magnitudes.argsort(stable=True)[:count]] = True
+    for weight, part in zip(weights, drop.split([weight.numel() for weight in weights]), strict=True):
+        weight.masked_fill_(part.view(weight.shape), 0.0)

@@ -1,0 +1,133 @@
+"""The interface of a task: batches to train on, a loss, and an evaluation on held-out data."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+
+from rdo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rdo_harness.architectures.base import Architecture
+
+Kind = Literal["classification", "causal"]
+Split = Literal["validation", "test"]
+Batch = dict[str, torch.Tensor]
+
+IGNORED = -100
+"""Label of a position that neither trains nor counts (the default ``ignore_index`` of PyTorch's cross entropy)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on one split.
+
+    Attributes:
+        metric: the task's metric, in the unit that ``Task.metric_name`` names.
+        cross_entropy: mean negative log likelihood in nats, per question (classification) or per byte (causal).
+        items: how many questions or bytes the two means run over.
+        correct: per item, in the order of the split, whether the most likely label is the true one; bool [items].
+    """
+
+    metric: float
+    cross_entropy: float
+    items: int
+    correct: torch.Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """Options of a task; a subclass is a frozen dataclass whose fields are JSON values.
+
+    ``version`` rises whenever the same options would give different numbers (splits, preprocessing, metric), so that
+    rows of different versions are never compared.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    kind: ClassVar[Kind]
+    metric_name: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    num_labels: ClassVar[int]
+    """Classes of a classification task, size of the vocabulary of a causal one."""
+
+    @abstractmethod
+    def prepare(self, architecture: Architecture) -> PreparedTask:
+        """Fetch the data if needed, and encode it for ``architecture``.
+
+        Raises:
+            ConfigError: the architecture is of another kind, or too short for the task's context.
+            DataError: the data cannot be had.
+        """
+
+    def config(self) -> dict[str, Any]:
+        """Name, version and options, as JSON values."""
+        return {"name": self.name, "version": self.version, **dataclasses.asdict(self)}
+
+    def check_kind(self, architecture: Architecture) -> None:
+        """Raise :class:`~rdo.errors.ConfigError` unless ``architecture`` is of this task's kind."""
+        if architecture.kind != self.kind:
+            raise ConfigError(
+                f"task {self.name!r} is of kind {self.kind!r}, architecture {architecture.name!r} of kind "
+                f"{architecture.kind!r}; choose an architecture of kind {self.kind!r}"
+            )
+
+
+class PreparedTask(ABC):
+    """A task whose splits are encoded and in memory."""
+
+    task: Task
+    train_items: int
+    """Size of the training split: questions, or bytes."""
+
+    @abstractmethod
+    def train_batches(self, batch_size: int, steps: int, seed: int) -> Iterator[Batch]:
+        """Yield ``steps`` batches of ``batch_size`` examples; the same ones for the same arguments, on any machine."""
+
+    @abstractmethod
+    def evaluate(self, model: torch.nn.Module, split: Split, batch_size: int = 64) -> Evaluation:
+        """Measure ``model`` on ``split`` in evaluation mode; its mode is restored, ``batch_size`` only affects speed.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Mean cross entropy in nats over the labels of ``batch``, a scalar to call ``backward`` on."""
+        logits, labels = _forward(model, batch)
+        return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+
+
+def summed_cross_entropy(model: torch.nn.Module, batch: Batch) -> tuple[float, torch.Tensor]:
+    """Cross entropy of one batch in nats, summed in float64, and whether each counted label was the most likely one."""
+    logits, labels = _forward(model, batch)
+    counted = labels != IGNORED
+    logits, labels = logits[counted].double(), labels[counted]
+    nats = torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+    return nats, (logits.argmax(-1) == labels).cpu()
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the model is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _forward(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in batch.items()}
+    labels = inputs.pop("labels")
+    logits = model(**inputs).logits
+    return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)

@@ -1,0 +1,27 @@
+"""Fused operations over weights: statistics, rate, gradient and steps, quantisation and entropy coding.
+
+Weights may have any size and layout and may be float32, bfloat16, float16 or float64. Importing this package loads
+neither numba nor triton; the modules that need them are loaded at first use.
+"""
+
+from rdo_kernels.cpu.rate import (
+    MOMENTS,
+    Preconditioner,
+    RateFamily,
+    add_rate_gradient,
+    moments,
+    proximal_step,
+    rate,
+    subtract_rate_gradient,
+)
+
+__all__ = [
+    "MOMENTS",
+    "Preconditioner",
+    "RateFamily",
+    "add_rate_gradient",
+    "moments",
+    "proximal_step",
+    "rate",
+    "subtract_rate_gradient",
+]

@@ -1,0 +1,150 @@
+"""The rate term over cache blocks: no temporary of the size of the weights, no compiler.
+
+Each operation walks the weights in blocks that stay in a core's cache and evaluates the family's own eager expressions
+there. The same code runs on any device and with any family.
+
+Legend: T tensors, K parameters of the family; theta is float64 of size [K], or [T, K] for parameters per tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+MOMENTS = ("count", "sum_abs", "sum_sq", "zeros", "max_abs")
+"""Columns of what :func:`moments` returns. All but the last add up over tensors and over machines."""
+
+_BLOCK = 1 << 16
+_FLOATS = (torch.float32, torch.float64)
+
+
+class RateFamily(Protocol):
+    """What the kernels need to know of a family: its elementwise training rate (bits) and the slope of it."""
+
+    def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rate in bits and d rate / d weight, both of the size and dtype of ``weight``."""
+        ...
+
+
+class Preconditioner(NamedTuple):
+    """What an Adam-like optimizer divides its step by: ``sqrt(second_moment) * factor + eps``."""
+
+    second_moment: Tensor
+    factor: float
+    eps: float
+
+
+def moments(weights: Sequence[Tensor]) -> Tensor:
+    """Return count, sum |w|, sum w^2, number of zeros and max |w| of each tensor: float64 [T, 5].
+
+    Sums are accumulated in float64 in a fixed order. NaN and infinity propagate into the sums.
+    """
+    out = torch.zeros(len(weights), len(MOMENTS), dtype=torch.float64)
+    for row, weight in zip(out, weights, strict=True):
+        row[0] = weight.numel()
+        for (block,) in _blocks(weight.detach()):
+            row[1] += torch.linalg.vector_norm(block, 1, dtype=torch.float64).cpu()
+            row[2] += torch.linalg.vector_norm(block, 2, dtype=torch.float64).square().cpu()
+            row[3] += block.numel() - torch.count_nonzero(block).cpu()
+            row[4] = torch.maximum(row[4], torch.linalg.vector_norm(block, torch.inf, dtype=torch.float64).cpu())
+    return out
+
+
+def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> Tensor:
+    """Return the sum of the training rate over each tensor, in bits: float64 [T]."""
+    total = torch.zeros(len(weights), dtype=torch.float64)
+    for index, weight, law in _with_theta(weights, theta):
+        for (block,) in _blocks(weight.detach()):
+            total[index] += family.rate_and_slope(_upcast(block), law)[0].sum(dtype=torch.float64).cpu()
+    return total
+
+
+def add_rate_gradient(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    family: RateFamily,
+    theta: Tensor,
+    scales: Sequence[float],
+) -> Tensor:
+    """Add ``scale * slope(w)`` to each gradient in place and return the rate of each tensor, in bits: float64 [T]."""
+    total = torch.zeros(len(weights), dtype=torch.float64)
+    for index, weight, law in _with_theta(weights, theta):
+        for block, gradient in _blocks(weight.detach(), gradients[index]):
+            bits, slope = family.rate_and_slope(_upcast(block), law)
+            gradient.add_(slope.to(gradient.dtype), alpha=scales[index])
+            total[index] += bits.sum(dtype=torch.float64).cpu()
+    return total
+
+
+def subtract_rate_gradient(
+    weights: Sequence[Tensor], family: RateFamily, theta: Tensor, scales: Sequence[float]
+) -> Tensor:
+    """Do ``w -= scale * slope(w)`` in place and return the rate of each tensor before that, in bits: float64 [T].
+
+    Nothing keeps a weight from crossing zero: this is the decoupled step of BackSlash's published code.
+    """
+    total = torch.zeros(len(weights), dtype=torch.float64)
+    for index, weight, law in _with_theta(weights, theta):
+        for (block,) in _blocks(weight.detach()):
+            values = _upcast(block)
+            bits, slope = family.rate_and_slope(values, law)
+            block.copy_(values.sub(slope, alpha=scales[index]))
+            total[index] += bits.sum(dtype=torch.float64).cpu()
+    return total
+
+
+def proximal_step(
+    weights: Sequence[Tensor],
+    family: RateFamily,
+    theta: Tensor,
+    scales: Sequence[float],
+    preconditioners: Sequence[Preconditioner] | None = None,
+) -> Tensor:
+    """Shrink each weight by ``t = scale * |slope(w)|``, stopping at zero: ``w <- sign(w) * max(|w| - t, 0)``.
+
+    With preconditioners, t is divided elementwise by what the optimizer divides its own step by. Returns the rate of
+    each tensor before the step, in bits: float64 [T].
+    """
+    total = torch.zeros(len(weights), dtype=torch.float64)
+    for index, weight, law in _with_theta(weights, theta):
+        preconditioner = preconditioners[index] if preconditioners else None
+        tensors = [weight.detach()] if preconditioner is None else [weight.detach(), preconditioner.second_moment]
+        for block, *second in _blocks(*tensors):
+            values = _upcast(block)
+            bits, slope = family.rate_and_slope(values, law)
+            shrink = slope.abs().mul_(scales[index])
+            if preconditioner is not None:
+                root = second[0].to(shrink.dtype).sqrt()
+                shrink.div_(root.mul_(preconditioner.factor).add_(preconditioner.eps))
+            block.copy_(values.sign().mul_(values.abs().sub_(shrink).clamp_(min=0.0)))
+            total[index] += bits.sum(dtype=torch.float64).cpu()
+    return total
+
+
+def _with_theta(weights: Sequence[Tensor], theta: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    for index, weight in enumerate(weights):
+        law = theta[index] if theta.ndim == 2 else theta
+        yield index, weight, law.to(weight.device)
+
+
+def _upcast(block: Tensor) -> Tensor:
+    return block if block.dtype in _FLOATS else block.to(torch.float32)
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield aligned views of at most ``_BLOCK`` elements that cover tensors of one size, whatever their layout."""
+    first = tensors[0]
+    if all(tensor.is_contiguous() for tensor in tensors):
+        flat = [tensor.view(-1) for tensor in tensors]
+        for start in range(0, first.numel(), _BLOCK):
+            yield tuple(tensor[start : start + _BLOCK] for tensor in flat)
+    elif first.numel() <= _BLOCK:
+        yield tensors
+    else:
+        axis = max(range(first.ndim), key=lambda i: first.shape[i])
+        half = first.shape[axis] // 2
+        for start, length in ((0, half), (half, first.shape[axis] - half)):
+            yield from _blocks(*(tensor.narrow(axis, start, length) for tensor in tensors))

@@ -1,0 +1,139 @@
+"""What is in a compressed checkpoint, to the byte."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rdo.checkpoint.container import dtype_name
+from rdo.checkpoint.manifest import VERSION, Manifest, Record
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a compressed checkpoint. A tied tensor takes no bytes of its own.
+
+    Attributes:
+        kind: ``"coded"``, ``"raw"`` or ``"tied"``.
+        dtype: data type that loading gives back; ``stored_dtype`` is that of a raw tensor on disk.
+        steps: number of quantisation steps, 1 or one per row.
+        tied_to: name of the tensor that it shares its memory with.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    size: tuple[int, ...]
+    parameters: int
+    coder: dict[str, Any] | None = None
+    quantizer: dict[str, Any] | None = None
+    steps: int = 0
+    stored_dtype: str | None = None
+    tied_to: str | None = None
+    table_bytes: int = 0
+    payload_bytes: int = 0
+    scale_bytes: int = 0
+    raw_bytes: int = 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the file that belong to this tensor alone; its share of the header is not among them."""
+        return self.table_bytes + self.payload_bytes + self.scale_bytes + self.raw_bytes
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Stored bits per element, header not included; 0 for tied and empty tensors."""
+        return 8.0 * self.stored_bytes / self.parameters if self.parameters and self.kind != "tied" else 0.0
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A compressed checkpoint's tensors and totals.
+
+    ``header_bytes + table_bytes + payload_bytes + scale_bytes + raw_bytes == file_bytes``, always.
+
+    Attributes:
+        parameters: elements of all stored tensors, integers included, tied ones once.
+        coded_parameters: those of them that are entropy-coded.
+    """
+
+    tensors: tuple[TensorInfo, ...]
+    version: int
+    writer: str
+    parameters: int
+    coded_parameters: int
+    header_bytes: int
+    table_bytes: int
+    payload_bytes: int
+    scale_bytes: int
+    raw_bytes: int
+    file_bytes: int
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Bits of the file per parameter, everything included."""
+        return 8.0 * self.file_bytes / self.parameters if self.parameters else 0.0
+
+    @property
+    def coded_bits_per_parameter(self) -> float:
+        """Bits per coded parameter: tables, payloads and scales, without the header."""
+        coded = self.table_bytes + self.payload_bytes + self.scale_bytes
+        return 8.0 * coded / self.coded_parameters if self.coded_parameters else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            **asdict(self),
+            "bits_per_parameter": self.bits_per_parameter,
+            "coded_bits_per_parameter": self.coded_bits_per_parameter,
+            "tensors": [
+                {**asdict(tensor), "size": list(tensor.size), "bits_per_parameter": tensor.bits_per_parameter}
+                for tensor in self.tensors
+            ],
+        }
+
+
+def build_info(manifest: Manifest, stream_bytes: dict[str, int], file_bytes: int) -> CheckpointInfo:
+    """Count everything; ``stream_bytes`` holds the length of the stream of each coded tensor."""
+    tensors = tuple(_tensor_info(manifest, name, stream_bytes) for name in manifest.tensors)
+    stored = [tensor for tensor in tensors if tensor.kind != "tied"]
+
+    def total(column: str) -> int:
+        return sum(getattr(tensor, column) for tensor in stored)
+
+    parts = {column: total(column) for column in ("table_bytes", "payload_bytes", "scale_bytes", "raw_bytes")}
+    return CheckpointInfo(
+        tensors=tensors,
+        version=VERSION,
+        writer=manifest.writer,
+        parameters=total("parameters"),
+        coded_parameters=sum(tensor.parameters for tensor in stored if tensor.kind == "coded"),
+        header_bytes=file_bytes - sum(parts.values()),
+        **parts,
+        file_bytes=file_bytes,
+    )
+
+
+def _tensor_info(manifest: Manifest, name: str, stream_bytes: dict[str, int]) -> TensorInfo:
+    record = manifest.tensors[name]
+    if isinstance(record, str):
+        owner = manifest.tensors[record]
+        assert isinstance(owner, Record)
+        return TensorInfo(name, "tied", dtype_name(owner.group.dtype), owner.size, owner.numel, tied_to=record)
+    group, dtype = record.group, dtype_name(record.group.dtype)
+    if group.stored is not None:
+        raw_bytes, stored = record.numel * group.stored.itemsize, dtype_name(group.stored)
+        return TensorInfo(name, "raw", dtype, record.size, record.numel, stored_dtype=stored, raw_bytes=raw_bytes)
+    return TensorInfo(
+        name,
+        "coded",
+        dtype,
+        record.size,
+        record.numel,
+        coder=group.coder,
+        quantizer=group.quantizer,
+        steps=record.steps,
+        table_bytes=record.table_bytes,
+        payload_bytes=stream_bytes[name] - record.table_bytes,
+        scale_bytes=4 * record.steps,
+    )

@@ -1,0 +1,203 @@
+"""The manifest: the JSON text in a compressed checkpoint that says what each tensor is. See docs/format.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rdo.checkpoint.container import DTYPES, dtype_name
+from rdo.errors import CheckpointError, CorruptCheckpointError, UnsupportedVersionError
+
+FORMAT = "rdo-checkpoint"
+VERSION = 1
+KEY, CHECKSUM_KEY = "rdo", "rdo_crc32"
+STEPS = "::steps"
+_CODED, _RAW = "::stream", "::raw"
+_MAX_EXTENT = 2**62
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What many tensors have in common.
+
+    Attributes:
+        dtype: data type that the tensors had when they were saved, and get back.
+        coder, quantizer: configurations of a coded group; None in a raw one.
+        stored: data type on disk of a raw group; None in a coded one.
+    """
+
+    dtype: torch.dtype
+    coder: Config | None = None
+    quantizer: Config | None = None
+    stored: torch.dtype | None = None
+
+    def to_json(self) -> Config:
+        if self.stored is not None:
+            return {"kind": "raw", "dtype": dtype_name(self.dtype), "stored": dtype_name(self.stored)}
+        return {"kind": "coded", "dtype": dtype_name(self.dtype), "coder": self.coder, "quantizer": self.quantizer}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stored tensor: its group, its size, its share of the steps, and how its stream is divided.
+
+    Attributes:
+        steps: number of quantisation steps: 1, or one per row; 0 in a raw group.
+        table_bytes: length of the coder's table at the start of the stream; 0 in a raw group.
+        crc32: zlib.crc32 of the stream followed by the steps, or of the raw bytes, as they are in the file.
+    """
+
+    group: Group
+    size: tuple[int, ...]
+    steps: int
+    table_bytes: int
+    crc32: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.size)
+
+    @property
+    def coded(self) -> bool:
+        return self.group.stored is None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that the JSON says. A tied tensor's value in ``tensors`` is the name of the tensor it shares."""
+
+    tensors: dict[str, Record | str]
+    writer: str
+
+    def records(self) -> dict[str, Record]:
+        """The stored tensors, in the order of the file's steps."""
+        return {name: record for name, record in self.tensors.items() if isinstance(record, Record)}
+
+    def to_metadata(self) -> dict[str, str]:
+        """The metadata of the safetensors file: the JSON and its checksum."""
+        groups: list[Config] = []
+        rows: dict[str, Any] = {}
+        for name, record in self.tensors.items():
+            if isinstance(record, str):
+                rows[name] = record
+                continue
+            described = record.group.to_json()
+            if described not in groups:
+                groups.append(described)
+            coding = [record.steps, record.table_bytes] if record.coded else []
+            rows[name] = [groups.index(described), list(record.size), *coding, record.crc32]
+        content = {"format": FORMAT, "version": VERSION, "writer": self.writer, "groups": groups, "tensors": rows}
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return {KEY: text, CHECKSUM_KEY: f"{zlib.crc32(text.encode()):08x}"}
+
+
+def entry_name(name: str, record: Record) -> str:
+    """Name in the safetensors file: raw tensors keep their own unless it could be mistaken for another entry's."""
+    if record.coded:
+        return name + _CODED
+    return name + _RAW if "::" in name or name == "__metadata__" else name
+
+
+def parse_metadata(metadata: Mapping[str, str], where: str) -> Manifest:
+    """Read and check the manifest of a file; ``where`` starts every message.
+
+    Raises:
+        CheckpointError: the file is no compressed checkpoint.
+        CorruptCheckpointError: the manifest is damaged or contradicts itself.
+        UnsupportedVersionError: a newer rdo wrote it.
+    """
+    if KEY not in metadata or CHECKSUM_KEY not in metadata:
+        raise CheckpointError(
+            f"{where}: no compressed checkpoint: its metadata has no {KEY!r} and {CHECKSUM_KEY!r}; a plain safetensors "
+            "file is compressed with `rdo compress`"
+        )
+    text = metadata[KEY]
+    if metadata[CHECKSUM_KEY] != f"{zlib.crc32(text.encode()):08x}":
+        raise CorruptCheckpointError(f"{where}: the header is damaged (wrong checksum); fetch or write the file again")
+    try:
+        content = json.loads(text, object_pairs_hook=_unique)
+        _need(isinstance(content, dict) and content.get("format") == FORMAT, f"its format is not {FORMAT!r}")
+        version = content.get("version")
+        _need(_is_count(version) and version >= 1, f"bad version {version!r}")
+        if version > VERSION:
+            raise UnsupportedVersionError(
+                f"{where}: format version {version}, written by {content.get('writer')!r}; this rdo reads up to "
+                f"version {VERSION}: upgrade rdo"
+            )
+        _need(isinstance(content.get("writer"), str), "no writer")
+        _need(isinstance(content.get("groups"), list), "no list of groups")
+        _need(isinstance(content.get("tensors"), dict), "no table of tensors")
+        groups = [_group(group, f"group {index}") for index, group in enumerate(content["groups"])]
+        tensors = {name: _record(row, groups, f"tensor {name!r}") for name, row in content["tensors"].items()}
+        for name, owner in tensors.items():
+            if isinstance(owner, str):
+                _need(
+                    isinstance(tensors.get(owner), Record), f"tensor {name!r}: tied to {owner!r}, which is not stored"
+                )
+        return Manifest(tensors, content["writer"])
+    except (_BadManifestError, json.JSONDecodeError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{where}: contradictory header: {error}") from error
+
+
+class _BadManifestError(Exception):
+    """Says what is wrong with a manifest, without the path."""
+
+
+def _need(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise _BadManifestError(otherwise)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Config:
+    table = dict(pairs)
+    _need(len(table) == len(pairs), "a name occurs twice")
+    return table
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_EXTENT
+
+
+def _group(content: Any, where: str) -> Group:
+    _need(isinstance(content, dict), f"{where}: not a table")
+    kind, dtype = content.get("kind"), _dtype(content.get("dtype"), where)
+    if kind == "raw":
+        stored = _dtype(content.get("stored"), where)
+        _need(stored == dtype or (stored.is_floating_point and dtype.is_floating_point), f"{where}: bad stored type")
+        return Group(dtype, stored=stored)
+    _need(kind == "coded", f"{where}: unknown kind {kind!r}")
+    _need(dtype.is_floating_point, f"{where}: coded tensors hold floating-point numbers, not {dtype_name(dtype)}")
+    for key in ("coder", "quantizer"):
+        _need(isinstance(content.get(key), dict), f"{where}: no {key}")
+    return Group(dtype, coder=content["coder"], quantizer=content["quantizer"])
+
+
+def _dtype(name: Any, where: str) -> torch.dtype:
+    _need(isinstance(name, str) and name in DTYPES, f"{where}: unknown data type {name!r}")
+    return DTYPES[name]
+
+
+def _record(row: Any, groups: list[Group], where: str) -> Record | str:
+    if isinstance(row, str):
+        return row
+    _need(isinstance(row, list) and len(row) in (3, 5), f"{where}: not a row of 3 or 5 values")
+    _need(_is_count(row[0]) and row[0] < len(groups), f"{where}: no group {row[0]!r}")
+    group, size = groups[row[0]], row[1]
+    _need(len(row) == (3 if group.stored is not None else 5), f"{where}: the row does not suit its group")
+    _need(isinstance(size, list) and all(map(_is_count, size)), f"{where}: bad size")
+    _need(all(map(_is_count, row[2:])) and row[-1] < 2**32, f"{where}: bad numbers")
+    _need(len(size) <= 64 and math.prod(size) <= _MAX_EXTENT, f"{where}: too large")
+    steps, table_bytes = (0, 0) if group.stored is not None else row[2:4]
+    record = Record(group, tuple(size), steps, table_bytes, row[-1])
+    if record.coded:
+        _need(record.numel > 0, f"{where}: an empty tensor cannot be coded")
+        _need(steps > 0 and record.numel % steps == 0, f"{where}: {steps} steps for {record.numel} weights")
+    return record

@@ -1,0 +1,268 @@
+"""The rate constraint: which weights it covers, under which entropy model, and how it acts on a training step.
+
+The cost is ``J = D + lam * R`` with D the training loss and R the mean training rate of the N covered weights, in bits
+per parameter (BackSlash, section 4, Algorithm 1). Before every step the law is fitted to the weights as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+import rdo_kernels
+from rdo.control import Constant, Schedule
+from rdo.entropy import EntropyModel, entropy_model_from_config
+from rdo.errors import ConfigError
+from rdo.quantizers import Quantizer
+
+Apply = Literal["gradient", "decoupled", "proximal"]
+Units = Literal["bits", "paper"]
+Pooling = Literal["global", "tensor"]
+
+
+@dataclass(frozen=True)
+class RateReport:
+    """What the last constrained step saw. All of it describes the weights before that step.
+
+    Attributes:
+        step: constrained optimizer steps so far.
+        lam: lambda of that step, in the constraint's units.
+        parameters: N, the number of covered weights.
+        surrogate_bits_per_parameter: the mean training rate, in bits above the mode of the law.
+        theta: fitted parameters of the law by name; the mean over tensors when the law is fitted per tensor.
+    """
+
+    step: int
+    lam: float
+    parameters: int
+    surrogate_bits_per_parameter: float
+    theta: dict[str, float]
+
+
+class RateConstraint:
+    """Adds ``lam * R`` to the training of some parameters.
+
+    Call :meth:`before_step` and :meth:`after_step` around each optimizer step, or let :func:`rdo.attach` do it.
+
+    Args:
+        named_parameters: ``(name, parameter)`` pairs to cover, each parameter once.
+        entropy_model: the law, or its registered name.
+        lam: lambda, or a schedule of it over steps (see :mod:`rdo.control`).
+        units: of lambda. ``"bits"``: loss per bit per parameter, so that ``J = D + lam * mean(bits)``. ``"paper"``:
+            the factor of ``mean (|w|+eps)^nu``. With the law's scale 1/g, ``lam_bits = lam_paper * ln 2 / g^nu``; the
+            conversion follows the law as it is re-estimated.
+        apply: ``"gradient"`` adds ``lam * slope / N`` to the gradient, which goes through the optimizer (the paper's
+            Algorithm 1). ``"decoupled"`` subtracts it from the weights after the optimizer's step, with no learning
+            rate (the authors' code: lam 2000 in the paper's units, eps 1). ``"proximal"`` shrinks weights by
+            ``lr * lam * |slope| / N`` and stops at zero, so that exact zeros appear.
+        pooling: fit one law to all weights (``"global"``, the paper) or one to each tensor (``"tensor"``).
+        scale_by_lr: "decoupled" only: multiply the step by ``lr / lr_max``, so that it fades with the learning rate.
+            ``lr_max`` is the largest learning rate seen so far in the parameter's group.
+        precondition: "proximal" only: divide by the optimizer's ``sqrt(v) + eps``, as its own step is.
+
+    Raises:
+        ConfigError: no parameters, a duplicate, or options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        entropy_model: EntropyModel | str = "generalized_gaussian",
+        *,
+        lam: float | Schedule,
+        units: Units = "bits",
+        apply: Apply = "gradient",
+        pooling: Pooling = "global",
+        scale_by_lr: bool = False,
+        precondition: bool = False,
+    ) -> None:
+        pairs = list(named_parameters)
+        self.names = [name for name, _ in pairs]
+        self.parameters = [parameter for _, parameter in pairs]
+        self.count = sum(parameter.numel() for parameter in self.parameters)
+        if self.count == 0:
+            raise ConfigError("the rate constraint covers no weights; check which parameters were selected")
+        if len({id(parameter) for parameter in self.parameters}) < len(pairs):
+            raise ConfigError("a parameter was given twice; tied weights must be covered once")
+        for option, value, known in (("units", units, Units), ("apply", apply, Apply), ("pooling", pooling, Pooling)):
+            if value not in get_args(known):
+                raise ConfigError(f"{option} must be one of {', '.join(get_args(known))}; got {value!r}")
+        if scale_by_lr and apply != "decoupled":
+            raise ConfigError('scale_by_lr=True goes with apply="decoupled"; the other two follow the learning rate')
+        if precondition and apply != "proximal":
+            raise ConfigError('precondition=True goes with apply="proximal"; "gradient" is preconditioned anyway')
+        if isinstance(entropy_model, str):
+            entropy_model = entropy_model_from_config({"name": entropy_model})
+        self.entropy_model = entropy_model
+        self.schedule: Schedule = lam if callable(lam) else Constant(float(lam))
+        self.units, self.apply, self.pooling = units, apply, pooling
+        self.scale_by_lr, self.precondition = scale_by_lr, precondition
+        self.step = 0
+        self.theta: Tensor | None = None
+        self._lam = 0.0
+        self._bits = math.nan
+        self._lr_max: dict[int, float] = {}
+        if apply != "gradient" and any(p.dtype in (torch.bfloat16, torch.float16) for p in self.parameters):
+            warnings.warn(
+                f'apply="{apply}" on 16-bit weights: steps below half a unit in the last place are lost; '
+                "train on a float32 copy of the weights",
+                stacklevel=2,
+            )
+
+    def fit(self) -> Tensor:
+        """Fit the law to the weights as they are now; float64 theta, [K] or [T, K] for a law per tensor."""
+        moments = rdo_kernels.moments(self.parameters)
+        if self.pooling == "global":
+            moments = torch.cat([moments[:, :4].sum(0), moments[:, 4].amax(0, keepdim=True)])
+        self.theta = self.entropy_model.fit(moments)
+        return self.theta
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Fit the law and, for "gradient", add the rate's gradient. Call after unscaling and clipping."""
+        self._lam = float(self.schedule(self.step))
+        if not math.isfinite(self._lam) or self._lam < 0.0:
+            raise ConfigError(f"lambda must be 0 or more, got {self._lam} at step {self.step}")
+        if self._lam == 0.0 or _will_skip(optimizer):
+            return
+        theta = self.fit()
+        if self.apply == "gradient":
+            scaler = getattr(optimizer, "grad_scale", None)
+            factor = 1.0 if scaler is None else float(scaler)
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                elif parameter.grad.is_sparse:
+                    raise ConfigError("sparse gradients cannot carry the rate term; use dense embeddings gradients")
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            scales = [scale * factor for scale in self._scales(theta)]
+            bits = rdo_kernels.add_rate_gradient(self.parameters, gradients, self.entropy_model, theta, scales)
+            self._bits = float(bits.sum()) / self.count
+
+    @torch.no_grad()
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Apply the "decoupled" or "proximal" step and count the step."""
+        if _will_skip(optimizer):
+            return
+        if self._lam > 0.0 and self.apply != "gradient" and self.theta is not None:
+            scales = self._scales(self.theta)
+            rates = self._learning_rates(optimizer)
+            if self.apply == "decoupled":
+                if self.scale_by_lr:
+                    scales = [scale * lr / top for scale, (lr, top) in zip(scales, rates, strict=True)]
+                bits = rdo_kernels.subtract_rate_gradient(self.parameters, self.entropy_model, self.theta, scales)
+            else:
+                scales = [scale * lr for scale, (lr, _) in zip(scales, rates, strict=True)]
+                preconditioners = _preconditioners(self.parameters, optimizer) if self.precondition else None
+                bits = rdo_kernels.proximal_step(
+                    self.parameters, self.entropy_model, self.theta, scales, preconditioners
+                )
+            self._bits = float(bits.sum()) / self.count
+        self.step += 1
+
+    def report(self) -> RateReport:
+        """What the last constrained step saw."""
+        theta = self.theta
+        values = [math.nan] * len(self.entropy_model.theta_names)
+        if theta is not None:
+            values = theta.reshape(-1, theta.shape[-1]).mean(0).tolist()
+        named = dict(zip(self.entropy_model.theta_names, values, strict=True))
+        return RateReport(self.step, self._lam, self.count, self._bits, named)
+
+    @torch.no_grad()
+    def surrogate_rate(self) -> float:
+        """Mean training rate of the weights as they are now, in bits per parameter above the mode."""
+        return float(rdo_kernels.rate(self.parameters, self.entropy_model, self.fit()).sum()) / self.count
+
+    @torch.no_grad()
+    def coded_rate(self, quantizer: Quantizer) -> float:
+        """Order-0 entropy of the covered weights quantised now, in bits per parameter: what an ideal coder pays.
+
+        Each tensor has its own histogram; tables and scales are not counted.
+        """
+        bits = 0.0
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            symbols = quantizer.quantize(parameter, name).symbols
+            counts = torch.unique(symbols, return_counts=True)[1].to(torch.float64)
+            bits += float((counts * torch.log2(symbols.numel() / counts)).sum())
+        return bits / self.count
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state. The law is re-estimated from the weights, so the step and the peak learning rates suffice."""
+        return {"step": self.step, "lr_max": dict(self._lr_max), "config": self._config()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume bit-exactly from :meth:`state_dict`.
+
+        Raises:
+            ConfigError: the state was saved by a constraint with other settings; both are named.
+        """
+        mine = self._config()
+        for key, value in state["config"].items():
+            if mine.get(key) != value:
+                raise ConfigError(f"cannot resume: {key} was {value} when the state was saved and is {mine.get(key)} now")
+        self.step = int(state["step"])
+        self._lr_max = {int(group): float(lr) for group, lr in state["lr_max"].items()}
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "entropy_model": self.entropy_model.config(),
+            "units": self.units,
+            "apply": self.apply,
+            "pooling": self.pooling,
+            "scale_by_lr": self.scale_by_lr,
+            "precondition": self.precondition,
+            "parameters": self.count,
+        }
+
+    def _scales(self, theta: Tensor) -> list[float]:
+        """The factor of each tensor's slope: lambda in bits over N."""
+        laws = theta if theta.ndim == 2 else theta.unsqueeze(0)
+        if self.units == "paper":
+            lams = [self.entropy_model.lam_from_paper(self._lam, law) for law in laws]
+        else:
+            lams = [self._lam]
+        if len(lams) < len(self.parameters):
+            lams = lams * len(self.parameters)
+        return [lam / self.count for lam in lams]
+
+    def _learning_rates(self, optimizer: Optimizer) -> list[tuple[float, float]]:
+        """For each covered parameter, the learning rate of its group and the largest one seen there."""
+        group_of: dict[int, int] = {}
+        for index, group in enumerate(optimizer.param_groups):
+            self._lr_max[index] = max(self._lr_max.get(index, 0.0), float(group["lr"]))
+            group_of.update({id(parameter): index for parameter in group["params"]})
+        rates = []
+        for parameter in self.parameters:
+            index = group_of[id(parameter)]
+            rates.append((float(optimizer.param_groups[index]["lr"]), self._lr_max[index] or 1.0))
+        return rates
+
+
+def _will_skip(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler found infinite gradients and this fused optimizer is about to do nothing."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
+
+
+def _preconditioners(parameters: list[Tensor], optimizer: Optimizer) -> list[rdo_kernels.Preconditioner]:
+    found = []
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter in parameters:
+        state, group = optimizer.state.get(parameter, {}), groups[id(parameter)]
+        moment = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
+        if moment is None:
+            raise ConfigError(
+                f"precondition=True needs an optimizer with a second moment (Adam, AdamW); {type(optimizer).__name__} "
+                "keeps none for a covered parameter"
+            )
+        correction = 1.0 - float(group["betas"][1]) ** float(state["step"])
+        found.append(rdo_kernels.Preconditioner(moment, 1.0 / math.sqrt(correction), float(group["eps"])))
+    return found

@@ -1,0 +1,35 @@
+"""Gaussian law: nu = 2. Its rate is weight decay with a strength that follows the variance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
+from rdo.entropy.generalized_gaussian import TINY_SCALE
+
+
+@ENTROPY_MODELS.register("gaussian")
+@dataclass(frozen=True)
+class Gaussian(EntropyModel):
+    """Zero-mean normal law with standard deviation ``sigma``; the rate is ``w^2 / (2 sigma^2 ln 2)`` bits."""
+
+    name: ClassVar[str] = "gaussian"
+    theta_names: ClassVar[tuple[str, ...]] = ("sigma",)
+
+    def fit(self, moments: Tensor) -> Tensor:
+        sigma = (moments[..., 2] / moments[..., 0]).sqrt()
+        return sigma.nan_to_num(0.0).clamp(min=TINY_SCALE).unsqueeze(-1)
+
+    def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        slope = weight / (theta[..., 0].square() * LN2)
+        return 0.5 * weight * slope, slope
+
+    def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
+        return torch.special.ndtr(x.to(torch.float64) / theta[..., 0])
+
+    def lam_from_paper(self, lam: float, theta: Tensor) -> float:
+        return lam * 2.0 * LN2 * float(theta[..., 0].square())

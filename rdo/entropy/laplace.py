@@ -1,0 +1,36 @@
+"""Laplace law: nu = 1, with the scale of maximum likelihood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
+from rdo.entropy.generalized_gaussian import TINY_SCALE
+
+
+@ENTROPY_MODELS.register("laplace")
+@dataclass(frozen=True)
+class Laplace(EntropyModel):
+    """``f(w) = exp(-|w|/scale) / (2 scale)`` with ``scale = E|w|``; the rate is ``|w| / (scale ln 2)`` bits."""
+
+    name: ClassVar[str] = "laplace"
+    theta_names: ClassVar[tuple[str, ...]] = ("scale",)
+
+    def fit(self, moments: Tensor) -> Tensor:
+        return (moments[..., 1] / moments[..., 0]).nan_to_num(0.0).clamp(min=TINY_SCALE).unsqueeze(-1)
+
+    def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        per_unit = 1.0 / (theta[..., 0] * LN2)
+        return weight.abs() * per_unit, weight.detach().sign() * per_unit
+
+    def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
+        x = x.to(torch.float64)
+        tail = 0.5 * torch.exp(-x.abs() / theta[..., 0])
+        return torch.where(x < 0, tail, 1.0 - tail)
+
+    def lam_from_paper(self, lam: float, theta: Tensor) -> float:
+        return lam * LN2 * float(theta[..., 0])

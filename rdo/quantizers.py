@@ -1,0 +1,170 @@
+"""Scalar quantizers: a weight becomes an integer symbol times a step.
+
+A *row* is the smallest trailing block of a tensor's axes that holds at least 64 weights: the last axis of a matrix or
+of packed experts, everything after the first axis of a convolution. It depends on the size alone, so a reader needs no
+side information.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rdo.errors import ConfigError, NonFiniteWeightsError, SymbolOverflowError
+
+MAX_SYMBOL = 2**30
+_MIN_ROW = 64
+
+
+def row_length(size: torch.Size | tuple[int, ...]) -> int:
+    """Number of weights in a row of a tensor of this size (see the module's docstring); at least 1."""
+    length = 1
+    for extent in reversed(size):
+        length *= extent
+        if length >= _MIN_ROW:
+            break
+    return max(length, 1)
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Integer symbols and the steps that turn them back into weights.
+
+    Attributes:
+        symbols: int32, the size of the weights, absolute value at most 2**30.
+        steps: float32, size [] for one step or [rows] for a step per row.
+    """
+
+    symbols: Tensor
+    steps: Tensor
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return ``symbols * step``, computed in float32 and rounded to ``dtype``; size of the symbols."""
+        steps = self.steps.to(torch.float32)
+        if steps.ndim == 0:
+            return (self.symbols * steps).to(dtype)
+        rows = self.symbols.reshape(steps.numel(), -1)
+        return (rows * steps.unsqueeze(1)).reshape(self.symbols.shape).to(dtype)
+
+
+@dataclass(frozen=True)
+class Quantizer(ABC):
+    """Chooses steps for a tensor and rounds its weights to them.
+
+    Args:
+        dead_zone: extra half-width of the zero cell, in steps: weights with ``|w| < (0.5 + dead_zone) * step`` become
+            zero, all others round to the nearest symbol (ties to even).
+    """
+
+    name: ClassVar[str]
+    dead_zone: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.dead_zone < 1e6:
+            raise ConfigError(f"dead_zone must be 0 or more (in steps), got {self.dead_zone}")
+
+    @abstractmethod
+    def steps(self, weight: Tensor) -> Tensor:
+        """Return the float32 steps for a finite float32 tensor: size [] or [rows]."""
+
+    def quantize(self, weight: Tensor, name: str = "tensor") -> QuantizedTensor:
+        """Quantise a floating-point tensor of any size; ``name`` is for messages.
+
+        Raises:
+            ConfigError: the tensor does not hold floating-point numbers.
+            NonFiniteWeightsError: it holds NaN or infinity.
+            SymbolOverflowError: a symbol would exceed 2**30 in absolute value.
+        """
+        if not weight.is_floating_point():
+            raise ConfigError(f"{name}: cannot quantise {weight.dtype}; only floating-point tensors have a rate")
+        values = weight.detach().to(torch.float32)
+        if not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).sum())
+            raise NonFiniteWeightsError(
+                f"{name}: {bad} of {values.numel()} weights are NaN or infinite; repair or exclude the tensor first"
+            )
+        steps = self.steps(values)
+        rows = values.reshape(max(steps.numel(), 1), -1) if steps.ndim else values
+        scaled = rows / (steps.unsqueeze(1) if steps.ndim else steps)
+        if values.numel() and float(scaled.abs().max()) > MAX_SYMBOL:
+            raise SymbolOverflowError(
+                f"{name}: the largest weight {float(values.abs().max()):.4g} over the step {float(steps.min()):.4g} "
+                f"exceeds 2^30; use a step of at least {float(values.abs().max()) / MAX_SYMBOL:.3g}"
+            )
+        symbols = scaled.round()
+        if self.dead_zone:
+            symbols.masked_fill_(scaled.abs() < 0.5 + self.dead_zone, 0.0)
+        return QuantizedTensor(symbols.to(torch.int32).reshape(weight.shape), steps)
+
+    def config(self) -> dict[str, Any]:
+        """A JSON-able description from which :func:`quantizer_from_config` builds an equal quantizer."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class UniformQuantizer(Quantizer):
+    """One absolute step for every tensor, 2**-8 in the paper (Algorithm 2: ``Q = round(2^n * w)``)."""
+
+    name: ClassVar[str] = "uniform"
+    step: float = 2.0**-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1e-30 <= self.step <= 1e30:
+            raise ConfigError(f"step must be a positive number (1e-30 to 1e30), got {self.step}")
+
+    def steps(self, weight: Tensor) -> Tensor:
+        return torch.tensor(self.step, dtype=torch.float32, device=weight.device)
+
+
+@dataclass(frozen=True)
+class RelativeQuantizer(Quantizer):
+    """A step of ``ratio`` times the root mean square of the tensor, or of each row of it.
+
+    A tensor or row of zeros gets the step 1.0.
+    """
+
+    name: ClassVar[str] = "relative"
+    ratio: float = 0.5
+    granularity: str = "tensor"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1e-30 <= self.ratio <= 1e30:
+            raise ConfigError(f"ratio must be a positive number, got {self.ratio}")
+        if self.granularity not in ("tensor", "row"):
+            raise ConfigError(f"granularity must be 'tensor' or 'row', got {self.granularity!r}")
+
+    def steps(self, weight: Tensor) -> Tensor:
+        if self.granularity == "row":
+            rows = weight.reshape(-1, row_length(weight.shape))
+        else:
+            rows = weight.reshape(1, -1)
+        mean_square = rows.to(torch.float64).square().sum(1) / max(rows.shape[1], 1)
+        steps = (mean_square.sqrt() * self.ratio).to(torch.float32)
+        # A step that underflows float32 would divide by zero; such rows are zeros for any practical purpose.
+        steps = torch.where(steps >= torch.finfo(torch.float32).tiny, steps, torch.ones_like(steps))
+        return steps if self.granularity == "row" else steps[0]
+
+
+_QUANTIZERS: dict[str, type[Quantizer]] = {"uniform": UniformQuantizer, "relative": RelativeQuantizer}
+
+
+def quantizer_from_config(config: dict[str, Any]) -> Quantizer:
+    """Build a quantizer from what :meth:`Quantizer.config` returned.
+
+    Raises:
+        ConfigError: the name or an option is not known.
+    """
+    options = dict(config)
+    kind = _QUANTIZERS.get(str(options.pop("name", "")))
+    if kind is None:
+        raise ConfigError(f"unknown quantizer in {config}; known: {', '.join(sorted(_QUANTIZERS))}")
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise ConfigError(f"bad quantizer options {config}: {error}") from error

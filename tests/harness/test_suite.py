@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rdo.errors import ConfigError, UnknownNameError
+from rdo.quantizers import RelativeQuantizer, UniformQuantizer
+from rdo_harness.config import parse_step
+from rdo_harness.suite import Suite, load_suite, parse_suite, suite_names
+
+from tests.harness.conftest import SUITE
+
+
+@pytest.fixture()
+def document(tiny: None) -> dict[str, Any]:
+    return tomllib.loads(SUITE)
+
+
+def test_every_built_in_suite_loads() -> None:
+    assert {"quickstart", "classification", "language-model"} <= set(suite_names())
+    for name in suite_names():
+        suite = load_suite(name)
+        assert suite.name == name
+        labels = {method.name for method in suite.methods}
+        assert {"rtn", "pruning", "backslash", "lp"} <= labels
+        regularisers = {method.p for method in suite.methods if method.name == "lp"}  # type: ignore[attr-defined]
+        assert regularisers == {0.5, 1.0, 2.0}
+
+
+def test_points_of_a_suite(tiny_suite: Suite) -> None:
+    points = {method.label: method.points() for method in tiny_suite.methods}
+    assert [point.quantizer for point in points["normal + RTN"]] == [
+        UniformQuantizer(step=2.0**-n) for n in (2, 3, 4, 6)
+    ]
+    assert [point.sparsity for point in points["pruning"]] == [0.5, 0.8]
+    assert [point.rate.lam for point in points["backslash"] if point.rate] == [0.01, 0.01, 0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["training"].update(stepz=3), r"\[training\]: unknown key 'stepz'; did you mean 'steps'"),
+        (lambda d: d["methods"][0].update(step=["2^-2"]), r"number 1 \(rtn\): unknown key 'step'; did you mean 'steps'"),
+        (lambda d: d["training"].update(steps="many"), r"steps: expected int, got 'many'"),
+        (lambda d: d["training"].update(steps=True), r"steps: expected int, got True"),
+        (lambda d: d["training"].pop("learning_rate"), r"the key 'learning_rate' is missing"),
+        (lambda d: d.update(trainin={}), r"unknown table \[trainin\]; did you mean 'training'"),
+        (lambda d: d.pop("methods"), r"the table \[methods\] is missing or empty"),
+        (lambda d: d["methods"][0].pop("name"), r"number 1: the key 'name' is missing"),
+        (lambda d: d["methods"][0].update(steps=[]), r"at least one quantisation step"),
+        (lambda d: d["methods"][0].update(steps=["2^x"]), r"cannot read the step '2\^x'"),
+        (lambda d: d["methods"][1].update(sparsities=[1.5]), r"between 0 and 1"),
+        (lambda d: d["methods"][2].update(label="normal + RTN"), r"two methods are labelled 'normal \+ RTN'"),
+        (lambda d: d["suite"].update(seeds=[]), r"at least one seed"),
+    ],
+)
+def test_a_wrong_suite_says_where_and_what(document: dict[str, Any], change: Any, message: str) -> None:
+    changed = copy.deepcopy(document)
+    change(changed)
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_suite(changed, "my.toml")
+    assert str(caught.value).startswith("my.toml: ")
+
+
+def test_unknown_names_suggest_the_nearest(document: dict[str, Any], tmp_path: Path) -> None:
+    document["methods"][2]["name"] = "backslsh"
+    with pytest.raises(UnknownNameError, match="did you mean 'backslash'"):
+        parse_suite(document, "my.toml")
+    with pytest.raises(UnknownNameError, match="did you mean 'quickstart'"):
+        load_suite("quikstart")
+    with pytest.raises(UnknownNameError, match="no suite file"):
+        load_suite(str(tmp_path / "absent.toml"))
+    (tmp_path / "broken.toml").write_text("[suite\n")
+    with pytest.raises(ConfigError, match="not a TOML file"):
+        load_suite(str(tmp_path / "broken.toml"))
+
+
+def test_restriction_by_name_label_and_seeds(tiny_suite: Suite) -> None:
+    assert [m.label for m in tiny_suite.restricted(["Normal + RTN", "pruning"], None).methods] == [
+        "normal + RTN",
+        "pruning",
+    ]
+    assert tiny_suite.restricted(None, 3).seeds == (0, 1, 2)
+    with pytest.raises(UnknownNameError, match="did you mean 'pruning'"):
+        tiny_suite.restricted(["prunning"], None)
+    with pytest.raises(ConfigError, match="1 or more"):
+        tiny_suite.restricted(None, 0)
+
+
+def test_relative_steps_make_relative_quantizers(document: dict[str, Any]) -> None:
+    document["methods"][0].update(steps=[0.25], relative_steps=[0.5], granularity="row")
+    quantizers = parse_suite(document, "my.toml").methods[0].quantizers()
+    assert quantizers == [UniformQuantizer(step=0.25), RelativeQuantizer(ratio=0.5, granularity="row")]
+
+
+@pytest.mark.parametrize(("text", "step"), [("2^-8", 2.0**-8), ("0.004", 0.004), (3, 3.0), ("10^-2", 0.01)])
+def test_steps_are_read(text: str | float, step: float) -> None:
+    assert parse_step(text) == pytest.approx(step, rel=1e-15)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "2^", "nan", "inf", "0^-1", "2^99999"])
+def test_bad_steps_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="positive number"):
+        parse_step(text)
