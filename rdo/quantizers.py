@@ -47,6 +47,8 @@ class QuantizedTensor:
         steps = self.steps.to(torch.float32)
         if steps.ndim == 0:
             return (self.symbols * steps).to(dtype)
+        if self.symbols.numel() == 0:
+            return self.symbols.to(dtype)
         rows = self.symbols.reshape(steps.numel(), -1)
         return (rows * steps.unsqueeze(1)).reshape(self.symbols.shape).to(dtype)
 

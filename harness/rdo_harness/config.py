@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -20,7 +21,6 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type; ``where`` starts the message.
     """
-    hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -28,7 +28,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ConfigError(f"{where}: unknown key {key!r}; {hint}known: {', '.join(sorted(fields))}")
-        values[key] = _convert(value, hints[key], f"{where}: {key}")
+        values[key] = _convert(value, _hint(cls, key), f"{where}: {key}")
     for name, field in fields.items():
         missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if missing and name not in values:
@@ -56,6 +56,14 @@ def parse_step(text: str | float) -> float:
     if not 0.0 < step < float("inf"):
         raise ConfigError(f"cannot read the step {text!r}; write a positive number like 0.004 or a power like 2^-8")
     return step
+
+
+def _hint(cls: type, name: str) -> Any:
+    """The type of one field, resolved where it was declared; class variables beside it need not be resolvable."""
+    declaring = next(base for base in cls.__mro__ if name in base.__dict__.get("__annotations__", {}))
+    holder = types.new_class("holder")
+    holder.__annotations__ = {name: declaring.__annotations__[name]}
+    return typing.get_type_hints(holder, vars(sys.modules[declaring.__module__]))[name]
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

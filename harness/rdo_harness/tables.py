@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+_UNBOUNDED = 10_000
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
@@ -21,7 +22,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
         table.add_row(*map(_cell, row))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = max(console.measure(table).maximum, len(title or ""), 1)
+        console.width = _UNBOUNDED
     console.print(table)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ DTYPES: dict[str, torch.dtype] = {str(dtype).removeprefix("torch."): dtype for d
 
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library reads no longer header
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -55,6 +57,14 @@ def bytes_of(tensor: Tensor) -> Bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     data: Bytes = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
     return data
+
+
+def checksum(*parts: Bytes) -> int:
+    """zlib.crc32 of the parts one after the other."""
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part.data, value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -142,14 +152,14 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Container]:
     with open(path, "rb") as file:
         start = file.read(8)
         file_bytes = os.fstat(file.fileno()).st_size
-    if path.suffix in _PICKLE_SUFFIXES or start[:2] in (b"PK", b"\x80\x02"):
-        raise ConfigError(
-            f"{path} is a pickle, which can run code when it is read, so rdo does not read it; convert it where you "
-            "trust it: safetensors.torch.save_model(model, 'model.safetensors')"
-        )
     try:
         handle = safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, ValueError, OverflowError) as error:
+        if path.suffix in _PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS):
+            raise ConfigError(
+                f"{path} is a pickle, which can run code when it is read, so rdo does not read it; convert it where you "
+                "trust it: safetensors.torch.save_model(model, 'model.safetensors')"
+            ) from error
         raise CorruptCheckpointError(
             f"{path}: not a complete safetensors file ({error}); fetch or write it again"
         ) from error

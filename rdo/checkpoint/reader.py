@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,7 +10,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rdo.checkpoint.container import CODES, Container, Entry, bytes_of, open_safetensors, write_safetensors
+from rdo.checkpoint.container import (
+    CODES,
+    Bytes,
+    Container,
+    Entry,
+    bytes_of,
+    checksum,
+    open_safetensors,
+    write_safetensors,
+)
 from rdo.checkpoint.info import CheckpointInfo, build_info
 from rdo.checkpoint.manifest import STEPS, Manifest, Record, entry_name, parse_metadata
 from rdo.checkpoint.threads import in_threads
@@ -132,13 +140,13 @@ class CompressedFile:
         if record.coded:
             return self.quantized(name).dequantize(dtype or record.group.dtype)
         stored = self._entry(name)
-        self._check(name, zlib.crc32(bytes_of(stored)))
+        self._check(name, bytes_of(stored))
         return stored.to(_target(record, dtype), copy=True)
 
     def quantized(self, name: str) -> QuantizedTensor:
         """Symbols and steps of one coded tensor."""
         record, stream, steps = self.records[name], bytes_of(self._entry(name)), self._steps[name]
-        self._check(name, zlib.crc32(bytes_of(steps), zlib.crc32(stream)))
+        self._check(name, stream, bytes_of(steps))
         if not bool((steps.isfinite() & (steps > 0)).all()):
             raise self._corrupt(name, "a quantisation step is not a positive number")
         bits = Bitstream(table=stream[: record.table_bytes], payload=stream[record.table_bytes :])
@@ -207,11 +215,11 @@ class CompressedFile:
         coded = {name: record.steps for name, record in self.records.items() if record.coded}
         if not coded:
             return {}
-        parts = self._container.tensor(STEPS).clone().split(list(coded.values()))
+        parts = torch.split(self._container.tensor(STEPS).clone(), list(coded.values()))
         return {name: part[0] if part.numel() == 1 else part for name, part in zip(coded, parts, strict=True)}
 
-    def _check(self, name: str, checksum: int) -> None:
-        if checksum != self.records[name].crc32:
+    def _check(self, name: str, *parts: Bytes) -> None:
+        if checksum(*parts) != self.records[name].crc32:
             raise self._corrupt(name, "wrong checksum: the file is damaged; fetch or write it again")
 
     def _corrupt(self, name: str, what: str) -> CorruptCheckpointError:

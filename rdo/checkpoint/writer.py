@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdo.checkpoint.container import CODES, Bytes, Entry, bytes_of, dtype_name, write_safetensors
+from rdo.checkpoint.container import CODES, Bytes, Entry, bytes_of, checksum, dtype_name, write_safetensors
 from rdo.checkpoint.info import CheckpointInfo, build_info
 from rdo.checkpoint.manifest import STEPS, Group, Manifest, Record, entry_name
 from rdo.checkpoint.threads import in_threads
@@ -21,6 +20,7 @@ from rdo.errors import ConfigError, SymbolOverflowError
 from rdo.quantizers import QuantizedTensor, Quantizer, UniformQuantizer
 
 Compressible = Callable[[str, Tensor], bool]
+_NO_STEPS: Bytes = np.empty(0, np.uint8)
 
 
 def is_compressible(name: str, tensor: Tensor) -> bool:
@@ -46,7 +46,7 @@ def save_compressed(
         model_or_state_dict: tensors of any size, layout and device. Tensors that are the same memory in the same
             layout (tied weights) are stored once.
         path: file to write, by custom ``*.rdo``. It is replaced only when the new one is complete and on the disk.
-        quantizer: default ``UniformQuantizer(2**-8)``.
+        quantizer: default ``UniformQuantizer(step=2**-8)``.
         coder: an entropy coder or its registered name.
         compressible: ``(name, tensor) -> bool``, which tensors to code; default :func:`is_compressible`. The others,
             and empty ones, are stored as they are.
@@ -97,7 +97,7 @@ class _Part:
 
     record: Record
     data: Callable[[], Bytes]
-    steps: Bytes = field(default_factory=partial(np.empty, 0, np.uint8))
+    steps: Bytes
 
     def entry(self, name: str) -> Entry:
         name, stored = entry_name(name, self.record), self.record.group.stored
@@ -117,23 +117,23 @@ def _encode(
     name, tensor = item
     size = tuple(tensor.shape)
     if not (tensor.numel() and choose(name, tensor)):
-        narrowed = raw_dtype is not None and tensor.is_floating_point() and tensor.dtype.itemsize >= 2
-        group = Group(tensor.dtype, stored=raw_dtype if narrowed else tensor.dtype)
-        raw = partial(_raw_bytes, name, tensor, group.stored)
-        return _Part(Record(group, size, 0, 0, zlib.crc32(raw())), raw)
+        narrowed = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
+        stored = raw_dtype if raw_dtype is not None and narrowed else tensor.dtype
+        raw = partial(_raw_bytes, name, tensor, stored)
+        return _Part(Record(Group(tensor.dtype, stored=stored), size, 0, 0, checksum(raw())), raw, _NO_STEPS)
     quantized = quantizer.quantize(tensor, name)
     _check_range(name, tensor.dtype, quantized)
     stream = coder.encode(quantized.symbols.cpu().contiguous().numpy().reshape(-1))
     steps = bytes_of(quantized.steps.to(torch.float32))
-    joined = np.concatenate([stream.table, stream.payload])
+    joined: Bytes = np.concatenate([stream.table, stream.payload])
     group = Group(tensor.dtype, coder=coder.config(), quantizer=quantizer.config())
-    checksum = zlib.crc32(steps, zlib.crc32(joined))
-    return _Part(Record(group, size, quantized.steps.numel(), stream.table.nbytes, checksum), lambda: joined, steps)
+    record = Record(group, size, quantized.steps.numel(), stream.table.nbytes, checksum(joined, steps))
+    return _Part(record, lambda: joined, steps)
 
 
 def _raw_bytes(name: str, tensor: Tensor, stored: torch.dtype) -> Bytes:
     cast = tensor.to(stored)
-    if stored != tensor.dtype and not torch.equal(cast.isfinite(), tensor.isfinite()):
+    if stored != tensor.dtype and not torch.equal(cast.to(torch.float64).isfinite(), tensor.isfinite()):
         raise ConfigError(
             f"{name}: the largest value {float(tensor.abs().max()):.4g} does not fit raw_dtype {dtype_name(stored)}; "
             "use bfloat16 or float32"

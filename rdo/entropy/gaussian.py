@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
-from rdo.entropy.generalized_gaussian import TINY_SCALE
+from rdo.entropy.generalized_gaussian import TINY_SIGMA
 
 
 @ENTROPY_MODELS.register("gaussian")
@@ -22,14 +23,15 @@ class Gaussian(EntropyModel):
 
     def fit(self, moments: Tensor) -> Tensor:
         sigma = (moments[..., 2] / moments[..., 0]).sqrt()
-        return sigma.nan_to_num(0.0).clamp(min=TINY_SCALE).unsqueeze(-1)
+        return sigma.nan_to_num(0.0).clamp(min=TINY_SIGMA).unsqueeze(-1)
 
     def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         slope = weight / (theta[..., 0].square() * LN2)
         return 0.5 * weight * slope, slope
 
     def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
-        return torch.special.ndtr(x.to(torch.float64) / theta[..., 0])
+        # torch.special.ndtr loses the lower tail beyond 8 sigma.
+        return 0.5 * torch.special.erfc(-x.to(torch.float64) / (theta[..., 0] * math.sqrt(2.0)))
 
     def lam_from_paper(self, lam: float, theta: Tensor) -> float:
         return lam * 2.0 * LN2 * float(theta[..., 0].square())

@@ -12,15 +12,16 @@ from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
 from rdo.entropy.shape import solve_shape
 from rdo.errors import ConfigError
 
-TINY_SCALE = 1e-12
+TINY_SIGMA = 1e-12
+"""Weights smaller than this count as this large, so that a law of zeros stays finite in float32."""
 
 
 def power_rate_and_slope(weight: Tensor, shape: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return ``((|w|+eps)/scale)^nu / ln 2`` and its derivative, sharing one power between the two."""
-    magnitude = weight.abs().add(eps)
-    slope = torch.log(magnitude / scale).mul(shape - 1.0).exp().mul(1.0 / (scale * LN2))
-    rate = slope * magnitude
-    return rate, slope * shape * weight.detach().sign()
+    magnitude = weight.abs().add_(eps)
+    power = magnitude.log().mul_(shape - 1.0).exp_()
+    per_power = scale**-shape / LN2
+    return (power * magnitude).mul_(per_power), weight.detach().sign().mul_(power).mul_(shape * per_power)
 
 
 def power_cdf(x: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
@@ -33,9 +34,9 @@ def power_cdf(x: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
 
 
 def scale_of(shape: Tensor, mean_square: Tensor) -> Tensor:
-    """Scale (1/g in the paper) of the law with this shape and variance; at least 1e-12, also where there is no data."""
+    """Scale (1/g in the paper) of the law with this shape and variance; that of the variance 1e-24 where there is none."""
     ratio = 0.5 * (torch.lgamma(1.0 / shape) - torch.lgamma(3.0 / shape))
-    return (mean_square.sqrt() * ratio.exp()).nan_to_num(0.0).clamp(min=TINY_SCALE)
+    return mean_square.sqrt().nan_to_num(0.0).clamp(min=TINY_SIGMA) * ratio.exp()
 
 
 @ENTROPY_MODELS.register("generalized_gaussian")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
-from rdo.entropy.generalized_gaussian import TINY_SCALE
+from rdo.entropy.generalized_gaussian import TINY_SIGMA
 
 
 @ENTROPY_MODELS.register("laplace")
@@ -21,7 +21,7 @@ class Laplace(EntropyModel):
     theta_names: ClassVar[tuple[str, ...]] = ("scale",)
 
     def fit(self, moments: Tensor) -> Tensor:
-        return (moments[..., 1] / moments[..., 0]).nan_to_num(0.0).clamp(min=TINY_SCALE).unsqueeze(-1)
+        return (moments[..., 1] / moments[..., 0]).nan_to_num(0.0).clamp(min=TINY_SIGMA).unsqueeze(-1)
 
     def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         per_unit = 1.0 / (theta[..., 0] * LN2)

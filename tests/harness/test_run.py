@@ -75,7 +75,7 @@ def test_a_run_makes_one_complete_row_per_point(tiny_suite: Suite, tmp_path: Pat
         row["rans_bits_per_parameter"] for row in rows[:4]
     )
     for row in rows[4:6]:
-        assert row["sparsity"] >= row["sparsity_target"]
+        assert row["sparsity"] >= row["sparsity_target"] - 1 / row["coded_parameters"]
     assert rows[8]["entropy_bits_per_parameter"] < rows[6]["entropy_bits_per_parameter"]  # a larger lambda codes shorter
     assert list((tmp_path / "work" / "tiny").glob("point-*")) == []
 
@@ -86,11 +86,11 @@ def test_an_interrupted_run_continues_and_ends_as_an_uninterrupted_one(tiny_suit
         with pytest.raises(KeyboardInterrupt):
             runner.run(tiny_suite, tmp_path / "cut", interruption)
     before = read_rows(runner.rows_path(tmp_path / "cut", tiny_suite))
-    assert len(before) == 6
+    assert len(before) == 8
     last = Recorder()
     resumed = runner.run(tiny_suite, tmp_path / "cut", last)
-    assert last.planned == (2, 4, 6)
-    assert read_rows(runner.rows_path(tmp_path / "cut", tiny_suite))[:6] == before
+    assert last.planned == (1, 2, 8)
+    assert read_rows(runner.rows_path(tmp_path / "cut", tiny_suite))[:8] == before
     volatile = ("seconds", "date", "memory")
     for one, other in zip(whole, resumed, strict=True):
         same = {key for key in one if not any(word in key for word in volatile)}

@@ -17,7 +17,7 @@ from torch import Tensor
 MOMENTS = ("count", "sum_abs", "sum_sq", "zeros", "max_abs")
 """Columns of what :func:`moments` returns. All but the last add up over tensors and over machines."""
 
-_BLOCK = 1 << 16
+_BLOCK_PER_THREAD = 1 << 16
 _FLOATS = (torch.float32, torch.float64)
 
 
@@ -45,11 +45,14 @@ def moments(weights: Sequence[Tensor]) -> Tensor:
     out = torch.zeros(len(weights), len(MOMENTS), dtype=torch.float64)
     for row, weight in zip(out, weights, strict=True):
         row[0] = weight.numel()
+        buffer = torch.empty(min(_block_size(), weight.numel()), dtype=torch.float64, device=weight.device)
         for (block,) in _blocks(weight.detach()):
-            row[1] += torch.linalg.vector_norm(block, 1, dtype=torch.float64).cpu()
-            row[2] += torch.linalg.vector_norm(block, 2, dtype=torch.float64).square().cpu()
-            row[3] += block.numel() - torch.count_nonzero(block).cpu()
-            row[4] = torch.maximum(row[4], torch.linalg.vector_norm(block, torch.inf, dtype=torch.float64).cpu())
+            # One copy makes the block contiguous and exact in float64; every later pass reads it from the cache.
+            values = buffer[: block.numel()]
+            values.view(block.shape).copy_(block).abs_()
+            zeros = block.numel() - torch.count_nonzero(values)
+            row[1:4] += torch.stack([values.sum(), values.dot(values), zeros]).cpu()
+            row[4] = torch.maximum(row[4], values.amax().cpu())
     return out
 
 
@@ -58,7 +61,7 @@ def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> Tensor
     total = torch.zeros(len(weights), dtype=torch.float64)
     for index, weight, law in _with_theta(weights, theta):
         for (block,) in _blocks(weight.detach()):
-            total[index] += family.rate_and_slope(_upcast(block), law)[0].sum(dtype=torch.float64).cpu()
+            total[index] += family.rate_and_slope(_upcast(block), law)[0].sum().cpu()
     return total
 
 
@@ -74,8 +77,8 @@ def add_rate_gradient(
     for index, weight, law in _with_theta(weights, theta):
         for block, gradient in _blocks(weight.detach(), gradients[index]):
             bits, slope = family.rate_and_slope(_upcast(block), law)
-            gradient.add_(slope.to(gradient.dtype), alpha=scales[index])
-            total[index] += bits.sum(dtype=torch.float64).cpu()
+            gradient.add_(slope, alpha=scales[index])
+            total[index] += bits.sum().cpu()
     return total
 
 
@@ -91,8 +94,8 @@ def subtract_rate_gradient(
         for (block,) in _blocks(weight.detach()):
             values = _upcast(block)
             bits, slope = family.rate_and_slope(values, law)
-            block.copy_(values.sub(slope, alpha=scales[index]))
-            total[index] += bits.sum(dtype=torch.float64).cpu()
+            block.copy_(values.sub_(slope, alpha=scales[index]))
+            total[index] += bits.sum().cpu()
     return total
 
 
@@ -119,8 +122,8 @@ def proximal_step(
             if preconditioner is not None:
                 root = second[0].to(shrink.dtype).sqrt()
                 shrink.div_(root.mul_(preconditioner.factor).add_(preconditioner.eps))
-            block.copy_(values.sign().mul_(values.abs().sub_(shrink).clamp_(min=0.0)))
-            total[index] += bits.sum(dtype=torch.float64).cpu()
+            block.copy_(values.sub_(values.clamp(-shrink, shrink)))
+            total[index] += bits.sum().cpu()
     return total
 
 
@@ -134,14 +137,19 @@ def _upcast(block: Tensor) -> Tensor:
     return block if block.dtype in _FLOATS else block.to(torch.float32)
 
 
+def _block_size() -> int:
+    """Elements per block: enough for every thread, and what each thread touches stays in its core's cache."""
+    return _BLOCK_PER_THREAD * torch.get_num_threads()
+
+
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield aligned views of at most ``_BLOCK`` elements that cover tensors of one size, whatever their layout."""
-    first = tensors[0]
+    """Yield aligned views of at most a block's elements that cover tensors of one size, whatever their layout."""
+    first, limit = tensors[0], _block_size()
     if all(tensor.is_contiguous() for tensor in tensors):
         flat = [tensor.view(-1) for tensor in tensors]
-        for start in range(0, first.numel(), _BLOCK):
-            yield tuple(tensor[start : start + _BLOCK] for tensor in flat)
-    elif first.numel() <= _BLOCK:
+        for start in range(0, first.numel(), limit):
+            yield tuple(tensor[start : start + limit] for tensor in flat)
+    elif first.numel() <= limit:
         yield tensors
     else:
         axis = max(range(first.ndim), key=lambda i: first.shape[i])

@@ -1,0 +1,126 @@
+"""Canonical Huffman code over the distinct symbols of a sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdo.coders.base import CODERS, Bitstream, EntropyCoder, Histogram, Symbols, check_count
+from rdo.coders.varint import Reader, Writer
+from rdo.errors import CoderError
+
+_MAX_LENGTH = 56
+_MAX_ALPHABET = 1 << 26
+
+
+@CODERS.register("huffman")
+@dataclass(frozen=True)
+class Huffman(EntropyCoder):
+    """Huffman: whole-bit code words of least total length. The table is the distinct symbols and their lengths."""
+
+    name: ClassVar[str] = "huffman"
+
+    def encode(self, symbols: Symbols) -> Bitstream:
+        from rdo_kernels.cpu import prefix
+
+        histogram = Histogram.of(symbols)
+        lengths = _lengths(histogram)
+        table = _table(histogram, lengths)
+        if len(lengths) < 2:
+            return Bitstream(table, np.empty(0, np.uint8))
+        payload = np.zeros(-(-int((histogram.counts * lengths).sum()) // 8), np.uint8)
+        prefix.encode_table(histogram.indices_of(symbols), _codes(lengths), lengths, payload)
+        return Bitstream(table, payload)
+
+    def decode(self, stream: Bitstream, count: int) -> Symbols:
+        check_count(count)
+        reader = Reader(stream.table)
+        values = reader.ascending(_MAX_ALPHABET)
+        lengths = reader.numbers(len(values)) if len(values) > 1 else np.zeros(len(values), np.int64)
+        reader.end()
+        if count and not len(values):
+            raise CoderError(f"{count} symbols are announced, and the table has none")
+        if len(values) < 2:
+            if stream.payload.size:
+                raise CoderError("the payload of a single repeated symbol must be empty")
+            return np.full(count, values[0] if len(values) else 0, np.int32)
+        return values[_decode(stream.payload, lengths, count)].astype(np.int32)
+
+    def size_bytes(self, histogram: Histogram) -> int:
+        """Exact."""
+        lengths = _lengths(histogram)
+        payload = -(-int((histogram.counts * lengths).sum()) // 8) if len(lengths) > 1 else 0
+        return int(_table(histogram, lengths).size) + payload
+
+
+def _lengths(histogram: Histogram) -> NDArray[np.int64]:
+    """Code length of each distinct symbol; zeros when there are fewer than two."""
+    size = len(histogram.counts)
+    lengths = np.zeros(size, np.int64)
+    if size > 1:
+        from rdo_kernels.cpu import prefix
+
+        order = np.argsort(histogram.counts, kind="stable")
+        lengths[order] = prefix.huffman_lengths(histogram.counts[order])
+        if int(lengths.max()) > _MAX_LENGTH:
+            raise CoderError(f"a Huffman code of {int(lengths.max())} bits is too long; use the coder 'rans'")
+    return lengths
+
+
+def _table(histogram: Histogram, lengths: NDArray[np.int64]) -> NDArray[np.uint8]:
+    table = Writer()
+    table.ascending(histogram.values)
+    if len(lengths) > 1:
+        table.numbers(lengths)
+    return table.bytes()
+
+
+def _canonical(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Order of the symbols by (length, value); per length the first code, its place in the order, and how many."""
+    order = np.argsort(lengths, kind="stable")
+    counts = np.bincount(lengths, minlength=_MAX_LENGTH + 2)
+    first_code = np.zeros(len(counts), np.int64)
+    first_index = np.zeros(len(counts), np.int64)
+    for length in range(1, len(counts)):
+        first_code[length] = (first_code[length - 1] + counts[length - 1]) << 1 if length > 1 else 0
+        first_index[length] = first_index[length - 1] + counts[length - 1]
+    return order, first_code, first_index, counts
+
+
+def _codes(lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    order, first_code, first_index, _ = _canonical(lengths)
+    codes = np.empty(len(lengths), np.int64)
+    codes[order] = first_code[lengths[order]] + np.arange(len(lengths)) - first_index[lengths[order]]
+    return codes.astype(np.uint64)
+
+
+def _decode(payload: NDArray[np.uint8], lengths: NDArray[np.int64], count: int) -> NDArray[np.uint32]:
+    from rdo_kernels.cpu import prefix
+
+    if int(lengths.min()) < 1 or int(lengths.max()) > _MAX_LENGTH:
+        raise CoderError(f"the table holds a code length outside 1..{_MAX_LENGTH}")
+    if sum(int(number) << (_MAX_LENGTH - length) for length, number in enumerate(np.bincount(lengths))) != 1 << _MAX_LENGTH:
+        raise CoderError("the code lengths of the table are not those of a complete prefix code")
+    total_bits = 8 * payload.size
+    if count > total_bits:
+        raise CoderError(f"{count} symbols cannot fit into a payload of {payload.size} bytes")
+    order, first_code, first_index, counts = _canonical(lengths)
+    short = order[lengths[order] <= prefix.LOOKUP_BITS]
+    # Canonical codes ascend, so the short ones fill the look-up table from its start.
+    entries = (short.astype(np.uint32) << np.uint32(6)) | lengths[short].astype(np.uint32)
+    lookup = np.zeros(1 << prefix.LOOKUP_BITS, np.uint32)
+    filled = np.repeat(entries, 1 << (prefix.LOOKUP_BITS - lengths[short]))
+    lookup[: len(filled)] = filled
+    indices = np.zeros(count, np.uint32)
+    used = prefix.decode_huffman(
+        prefix.padded(payload), total_bits, lookup, first_code, first_index, counts, order.astype(np.uint32),
+        int(lengths.max()), indices,
+    )
+    if used < 0:
+        raise CoderError("the payload is truncated or damaged")
+    if total_bits - used >= 8 or (used % 8 and int(payload[-1]) & ((1 << (8 - used % 8)) - 1)):
+        raise CoderError("the payload goes on after the last symbol")
+    return indices
