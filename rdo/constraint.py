@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 import rdo_kernels
 from rdo.control import Constant, Schedule
 from rdo.entropy import EntropyModel, entropy_model_from_config
-from rdo.errors import ConfigError
+from rdo.errors import ConfigError, NonFiniteWeightsError
 from rdo.quantizers import Quantizer
 
 Apply = Literal["gradient", "decoupled", "proximal"]
@@ -106,7 +106,7 @@ class RateConstraint:
         self.scale_by_lr, self.precondition = scale_by_lr, precondition
         self.step = 0
         self.theta: Tensor | None = None
-        self._lam = 0.0
+        self._lam = self._scheduled_lam()
         self._bits = math.nan
         self._lr_max: dict[int, float] = {}
         if apply != "gradient" and any(p.dtype in (torch.bfloat16, torch.float16) for p in self.parameters):
@@ -117,8 +117,18 @@ class RateConstraint:
             )
 
     def fit(self) -> Tensor:
-        """Fit the law to the weights as they are now; float64 theta, [K] or [T, K] for a law per tensor."""
+        """Fit the law to the weights as they are now; float64 theta, [K] or [T, K] for a law per tensor.
+
+        Raises:
+            NonFiniteWeightsError: a weight is NaN or infinite: a law fitted to it would ruin all others.
+        """
         moments = rdo_kernels.moments(self.parameters)
+        bad = [name for name, row in zip(self.names, moments, strict=True) if not row.isfinite().all()]
+        if bad:
+            raise NonFiniteWeightsError(
+                f"{', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}: weights are NaN or infinite at step "
+                f"{self.step}; the training has diverged: go back to a checkpoint, and lower the learning rate or lambda"
+            )
         if self.pooling == "global":
             moments = torch.cat([moments[:, :4].sum(0), moments[:, 4].amax(0, keepdim=True)])
         self.theta = self.entropy_model.fit(moments)
@@ -127,9 +137,7 @@ class RateConstraint:
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
         """Fit the law and, for "gradient", add the rate's gradient. Call after unscaling and clipping."""
-        self._lam = float(self.schedule(self.step))
-        if not math.isfinite(self._lam) or self._lam < 0.0:
-            raise ConfigError(f"lambda must be 0 or more, got {self._lam} at step {self.step}")
+        self._lam = self._scheduled_lam()
         if self._lam == 0.0 or _will_skip(optimizer):
             return
         theta = self.fit()
@@ -221,6 +229,12 @@ class RateConstraint:
             "precondition": self.precondition,
             "parameters": self.count,
         }
+
+    def _scheduled_lam(self) -> float:
+        lam = float(self.schedule(self.step))
+        if not 0.0 <= lam < math.inf:
+            raise ConfigError(f"lambda must be a number of 0 or more, got {lam} at step {self.step}")
+        return lam
 
     def _scales(self, theta: Tensor) -> list[float]:
         """The factor of each tensor's slope: lambda in bits over N."""

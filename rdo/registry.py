@@ -77,12 +77,12 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         for entry_point in importlib.metadata.entry_points(group=self.group):
             entry_point.load()
+        self._loaded = True
 
 
 def _identity(plugin: object) -> str:

@@ -118,10 +118,10 @@ def write_model(source: Path, out: Path, name: str, write: Callable[[Path], None
         staged = Path(temporary) / "model"
         shutil.copytree(source, staged, ignore=shutil.ignore_patterns(*_WEIGHTS, ".*"))
         write(staged / name)
-        if not out.exists() or not any(out.iterdir()):
-            os.replace(staged, out)
-        else:
+        if out.exists():
             _replace_files(staged, out)
+        else:
+            os.replace(staged, out)
     return out / name
 
 

@@ -157,8 +157,8 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Container]:
     except (SafetensorError, ValueError, OverflowError) as error:
         if path.suffix in _PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS):
             raise ConfigError(
-                f"{path} is a pickle, which can run code when it is read, so rdo does not read it; convert it where you "
-                "trust it: safetensors.torch.save_model(model, 'model.safetensors')"
+                f"{path} is a pickle, which can run code when it is read, so rdo does not read it; convert it where it "
+                "is trusted: safetensors.torch.save_model(model, 'model.safetensors')"
             ) from error
         raise CorruptCheckpointError(
             f"{path}: not a complete safetensors file ({error}); fetch or write it again"

@@ -23,7 +23,7 @@ class ExpGolomb(EntropyCoder):
     Args:
         k: order, 0 to 15; None takes the order that gives the fewest bytes.
         mapping: how symbols become numbers >= 0. ``"rank"``: the place in the order of falling frequency, the paper's
-            Algorithm 2 (equal frequencies: the smaller magnitude first, then the positive one); the order is the
+            Algorithm 2 (equal frequencies: the smaller magnitude first, then the negative one); the order is the
             table. ``"zigzag"``: 0, -1, 1, -2 become 0, 1, 2, 3, without a table.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,19 +18,27 @@ from rdo_harness.registries import METHODS
 @METHODS.register("pruning")
 @dataclass(frozen=True)
 class MagnitudePruning(Method):
-    """Zero the smallest weights of the whole model (one global threshold), then round to nearest.
+    """Zero the smallest weights, then round to nearest.
 
     Args:
         sparsities: shares of the compressible weights to zero, each in (0, 1).
+        scope: "tensor" zeroes that share of every tensor, "model" takes one threshold for all. The second empties
+            tensors of small scale, such as a new classifier head, and was the worse one on MiniLM.
     """
 
     name: ClassVar[str] = "pruning"
     sparsities: tuple[float, ...] = (0.5,)
+    scope: str = "tensor"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sparsities or not all(0.0 < sparsity < 1.0 for sparsity in self.sparsities):
             raise ConfigError(f"sparsities must lie between 0 and 1, got {list(self.sparsities)}")
+        if self.scope not in ("tensor", "model"):
+            raise ConfigError(f"scope must be 'tensor' or 'model', got {self.scope!r}")
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "scope": self.scope}
 
     def points(self) -> list[OperatingPoint]:
         return [
@@ -41,7 +49,8 @@ class MagnitudePruning(Method):
 
     def apply(self, model: nn.Module, point: OperatingPoint, architecture: Architecture, path: Path) -> None:
         weights = [p for name, p in model.named_parameters() if architecture.compressible(name, p)]
-        prune_smallest(weights, point.sparsity)
+        for group in [weights] if self.scope == "model" else [[weight] for weight in weights]:
+            prune_smallest(group, point.sparsity)
         super().apply(model, point, architecture, path)
 
 
@@ -53,7 +62,11 @@ def prune_smallest(weights: list[nn.Parameter], sparsity: float) -> None:
     """
     magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights])
     count = round(sparsity * magnitudes.numel())
-    drop = torch.zeros(magnitudes.numel(), dtype=torch.bool)
-    drop[magnitudes.argsort(stable=True)[:count]] = True
+    if count == 0:
+        return
+    threshold = magnitudes.kthvalue(count).values
+    drop = magnitudes < threshold
+    ties = torch.nonzero(magnitudes == threshold).flatten()
+    drop[ties[: count - int(drop.sum())]] = True
     for weight, part in zip(weights, drop.split([weight.numel() for weight in weights]), strict=True):
         weight.masked_fill_(part.view(weight.shape), 0.0)

@@ -1,0 +1,44 @@
+"""Free anchors (PAPER.md, section 5): the paper's Exp-Golomb figures follow from its shapes and Huffman figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import gennorm
+
+from rdo.coders import Histogram, make_coder
+
+ANCHORS = {"BERT": (1.36, 5.47, 7.20, 5.84), "GPT-2": (1.54, 5.73, 7.75, 6.13), "Llama": (1.26, 4.43, 5.44, 4.78)}
+
+
+def cell_probabilities(shape: float, scale: float) -> NDArray[np.float64]:
+    reach = int(scale * 60 ** (1 / shape)) + 2
+    tails = gennorm.sf(np.arange(reach + 1) - 0.5, shape, scale=scale)
+    positive = tails[1:-1] - tails[2:]
+    centre = 1 - 2 * tails[1]
+    probabilities = np.concatenate([positive[::-1], [centre], positive])
+    return probabilities[probabilities > 1e-18]
+
+
+def entropy(probabilities: NDArray[np.float64]) -> float:
+    return float(-(probabilities * np.log2(probabilities)).sum() / probabilities.sum())
+
+
+@pytest.mark.parametrize("model", ANCHORS)
+def test_exp_golomb_at_the_papers_entropy(model: str) -> None:
+    shape, huffman, eg0, best = ANCHORS[model]
+    scale = brentq(lambda scale: entropy(cell_probabilities(shape, scale)) - huffman, 0.5, 200)
+    probabilities = cell_probabilities(shape, scale)
+    counts = np.maximum(1, (probabilities * 2**38).astype(np.int64))
+    middle = len(counts) // 2
+    histogram = Histogram(np.arange(len(counts), dtype=np.int64) - middle, counts)
+    assert histogram.entropy_bits() / histogram.count == pytest.approx(huffman, abs=0.001)
+
+    def bits(k: int | None) -> float:
+        return 8 * make_coder("exp_golomb", k=k, mapping="rank").size_bytes(histogram) / histogram.count
+
+    assert bits(0) == pytest.approx(eg0, abs=0.01)
+    assert bits(None) == pytest.approx(best, abs=0.01)
+    assert huffman <= 8 * make_coder("huffman").size_bytes(histogram) / histogram.count < huffman + 0.05
