@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -89,12 +89,14 @@ def attach(
     """
     updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) in updated]
-    chosen = [(name, p) for name, p in trainable if p.numel() and p.is_floating_point() and _covers(parameters, name, p)]
+    chosen = [
+        (name, p) for name, p in trainable if p.numel() and p.is_floating_point() and _covers(parameters, name, p)
+    ]
     if not chosen:
         total = sum(1 for _ in model.named_parameters())
         raise ConfigError(
-            f"the rate constraint would cover nothing: of the model's {total} parameters, {len(trainable)} are trainable "
-            f"and in the optimizer, and the selection {parameters!r} takes none of them"
+            f"the rate constraint would cover nothing: of the model's {total} parameters, {len(trainable)} are "
+            f"trainable and in the optimizer, and the selection {parameters!r} takes none of them"
         )
     constraint = RateConstraint(chosen, entropy_model, lam=lam, **options)
     if verbose:
@@ -102,7 +104,7 @@ def attach(
     return Attachment(constraint, optimizer)
 
 
-def describe(constraint: RateConstraint, trainable: list[tuple[str, Tensor]]) -> str:
+def describe(constraint: RateConstraint, trainable: Sequence[tuple[str, Tensor]]) -> str:
     """Which parameters a constraint covers and what share of the trainable weights that is, as lines of text."""
     total = sum(parameter.numel() for _, parameter in trainable)
     groups: dict[tuple[str, tuple[int, ...]], int] = {}
@@ -111,7 +113,7 @@ def describe(constraint: RateConstraint, trainable: list[tuple[str, Tensor]]) ->
         groups[key] = groups.get(key, 0) + 1
     lines = [
         f"rdo: {constraint.apply} rate constraint, {constraint.entropy_model.name}, covers {len(constraint.names)} of "
-        f"{len(trainable)} parameters, {constraint.count:,} of {total:,} weights ({100 * constraint.count / total:.1f} %)"
+        f"{len(trainable)} parameters, {constraint.count:,} of {total:,} weights ({constraint.count / total:.1%})"
     ]
     for (name, size), count in groups.items():
         lines.append(f"  {count:3d} x {name} {list(size)}")
@@ -122,5 +124,7 @@ def _covers(selection: Selection, name: str, parameter: Tensor) -> bool:
     if callable(selection):
         return selection(name, parameter)
     if selection not in ("matrices", "all"):
-        raise ConfigError(f"parameters must be 'matrices', 'all' or a function of name and parameter; got {selection!r}")
+        raise ConfigError(
+            f"parameters must be 'matrices', 'all' or a function of name and parameter; got {selection!r}"
+        )
     return selection == "all" or parameter.ndim >= 2

@@ -127,7 +127,7 @@ class RateConstraint:
         if bad:
             raise NonFiniteWeightsError(
                 f"{', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}: weights are NaN or infinite at step "
-                f"{self.step}; the training has diverged: go back to a checkpoint, and lower the learning rate or lambda"
+                f"{self.step}; the training diverged: go back to a checkpoint, and lower the learning rate or lambda"
             )
         if self.pooling == "global":
             moments = torch.cat([moments[:, :4].sum(0), moments[:, 4].amax(0, keepdim=True)])
@@ -203,7 +203,7 @@ class RateConstraint:
         return bits / self.count
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state. The law is re-estimated from the weights, so the step and the peak learning rates suffice."""
+        """JSON-able state. The law is re-estimated from the weights, so the step and peak learning rates suffice."""
         return {"step": self.step, "lr_max": dict(self._lr_max), "config": self._config()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -215,7 +215,9 @@ class RateConstraint:
         mine = self._config()
         for key, value in state["config"].items():
             if mine.get(key) != value:
-                raise ConfigError(f"cannot resume: {key} was {value} when the state was saved and is {mine.get(key)} now")
+                raise ConfigError(
+                    f"cannot resume: {key} was {value} when the state was saved and is {mine.get(key)} now"
+                )
         self.step = int(state["step"])
         self._lr_max = {int(group): float(lr) for group, lr in state["lr_max"].items()}
 

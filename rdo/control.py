@@ -21,7 +21,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class OnThenOff:
-    """``lam`` for the first ``steps`` steps, then plain training (the authors train 3 epochs with, 8 without the rate)."""
+    """``lam`` for the first ``steps`` steps, then plain training (the authors: 3 epochs with the rate, 8 without)."""
 
     lam: float
     steps: int

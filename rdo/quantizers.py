@@ -8,7 +8,7 @@ side information.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -63,7 +63,7 @@ class Quantizer(ABC):
     """
 
     name: ClassVar[str]
-    dead_zone: float = 0.0
+    dead_zone: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.dead_zone < 1e6:

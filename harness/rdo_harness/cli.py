@@ -6,8 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rdo.errors import ConfigError, RdoError, UnknownNameError
+from rdo.registry import Registry
 
 DONE, FAILED, MISUSED = 0, 1, 2
 INTERRUPTED = 130
@@ -65,14 +67,18 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser = commands.add_parser(
         "run",
         help="run a suite of comparisons; interrupt and continue at will",
-        description="Run a suite: every operating point of every method, trained, compressed to disk, read back, decoded "
+        description="Run a suite: every operating point of every method, trained, compressed, read back, decoded "
         "and evaluated. Finished points are kept: after an interruption, the same command continues.",
         epilog="examples:\n  rdo run quickstart\n  rdo run classification --seeds 1 --methods rtn,backslash\n"
         "  rdo run my-suite.toml --out somewhere\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("suite", metavar="SUITE", help="name of a suite (see `rdo list suites`) or path of a .toml file")
-    parser.add_argument("--out", type=Path, default=Path("rdo-results"), metavar="DIR", help="where results go (default: %(default)s)")
+    parser.add_argument(
+        "suite", metavar="SUITE", help="name of a suite (see `rdo list suites`) or path of a .toml file"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("rdo-results"), metavar="DIR", help="where results go (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, metavar="N", help="run seeds 0..N-1 instead of those in the suite")
     parser.add_argument("--methods", metavar="A,B", help="run only these methods of the suite, by name or label")
     parser.set_defaults(func=_run)
@@ -86,7 +92,13 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suite", metavar="SUITE", help="name of a suite or path of a .toml file")
-    parser.add_argument("--out", type=Path, default=Path("rdo-results"), metavar="DIR", help="where the results are (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("rdo-results"),
+        metavar="DIR",
+        help="where the results are (default: %(default)s)",
+    )
     parser.set_defaults(func=_report)
 
 
@@ -114,8 +126,11 @@ def _run(arguments: argparse.Namespace) -> int:
             rows = run(suite, arguments.out, display)
     except KeyboardInterrupt:
         kept = len(current_rows(suite, arguments.out))
-        print(f"rdo: interrupted; {kept} finished points are kept in {rows_path(arguments.out, suite)}; "
-              "the same command continues", file=sys.stderr)
+        print(
+            f"rdo: interrupted; {kept} finished points are kept in {rows_path(arguments.out, suite)}; "
+            "the same command continues",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     _write_report(console, rows, arguments.out, suite.name)
     failed = sum("error" in row for row in rows)
@@ -138,7 +153,7 @@ def _report(arguments: argparse.Namespace) -> int:
     rows = list({row["key"]: row for row in found if row["key"] in keys}.values())
     if not rows:
         raise ConfigError(
-            f"no rows of suite {suite.name!r} in {rows_path(arguments.out, suite)}; run `rdo run {arguments.suite}` first"
+            f"no rows of suite {suite.name!r} in {rows_path(arguments.out, suite)}; first: rdo run {arguments.suite}"
         )
     _write_report(Console(), rows, arguments.out, suite.name)
     return DONE
@@ -173,7 +188,7 @@ def _entries(what: str) -> list[tuple[str, str]]:
     from rdo.entropy import ENTROPY_MODELS
     from rdo_harness.registries import ARCHITECTURES, METHODS, TASKS
 
-    registries = {
+    registries: dict[str, Registry[Any]] = {
         "methods": METHODS,
         "tasks": TASKS,
         "architectures": ARCHITECTURES,

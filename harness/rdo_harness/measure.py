@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 _EXP_GOLOMB_ORDERS = range(11)
 
 
-def coded_sizes(symbols: Mapping[str, NDArray[np.int32]], info: CheckpointInfo) -> dict[str, Any]:
+def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo) -> dict[str, Any]:
     """Bits per coded parameter under every coder, tables and scales included, and the entropy and sparsity.
 
     Fixed length, Exp-Golomb and Huffman are counted exactly from histograms (a test proves that the count is what
     encoding gives); rANS is what is on the disk. Every coder works tensor by tensor. The order k of Exp-Golomb is one
     for the whole model; the best is reported beside k = 0.
     """
-    histograms = [Histogram.of(values.reshape(-1)) for values in symbols.values()]
+    histograms = [Histogram.of(values.reshape(-1)) for values in symbols]
     count = sum(histogram.count for histogram in histograms)
     zeros = sum(int(histogram.counts[histogram.values == 0].sum()) for histogram in histograms)
 

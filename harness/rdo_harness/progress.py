@@ -33,7 +33,9 @@ class ProgressDisplay:
     def __enter__(self) -> ProgressDisplay:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bars is not None:
             self._bars.stop()
 
@@ -56,7 +58,9 @@ class ProgressDisplay:
     def training(self, cell: Cell, number: int) -> training.Progress:
         rate = cell.point.rate
         how = "normal training" if rate is None else f"{cell.method.label}, lambda {rate.lam:g}"
-        title = f"training {self._trainings + 1}/{self._total_trainings}: {cell.architecture.name}, {how}, seed {cell.seed}"
+        title = (
+            f"training {self._trainings + 1}/{self._total_trainings}: {cell.architecture.name}, {how}, seed {cell.seed}"
+        )
         self.console.print(f"{self._clock()} {title}{self._left()}")
         begun, last = time.perf_counter(), 0.0
 
@@ -65,7 +69,9 @@ class ProgressDisplay:
             now = time.perf_counter()
             self._in_training = (now - begun, done / total)
             if self._bars is not None:
-                self._bars.update(self._current, description=title, completed=done, total=total, note=note, visible=True)
+                self._bars.update(
+                    self._current, description=title, completed=done, total=total, note=note, visible=True
+                )
                 self._bars.update(self._overall, note=self._left())
             elif now - last > 20.0:
                 if last:
@@ -106,14 +112,21 @@ class ProgressDisplay:
             mean = spent / share
         if mean == 0.0 and trainings:
             return ""
-        left = mean * max(trainings - share, 0.0) + _mean(self._point_seconds, 5.0) * (self._total_points - self._points)
+        left = mean * max(trainings - share, 0.0) + _mean(self._point_seconds, 5.0) * (
+            self._total_points - self._points
+        )
         return f", about {max(1, round(left / 60))} min left" if left > 50 else ", under a minute left"
 
 
 def _summary(row: Row) -> str:
     setting = " ".join(
         f"{name}={row[key]:.4g}"
-        for name, key in (("lambda", "lam"), ("sparsity", "sparsity_target"), ("step", "step"), ("step/sigma", "relative_step"))
+        for name, key in (
+            ("lambda", "lam"),
+            ("sparsity", "sparsity_target"),
+            ("step", "step"),
+            ("step/sigma", "relative_step"),
+        )
         if row.get(key) is not None
     )
     return (

@@ -143,7 +143,7 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
     evaluated = time.perf_counter()
     validation = prepared.evaluate(model, "validation")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    symbols = {name: tensor.symbols.numpy() for name, tensor in quantized.items()}
+    distinct = {id(tensor): tensor.symbols.numpy() for tensor in quantized.values()}  # tied weights count once
     return {
         **_identity(cell),
         "training_seconds": source.seconds,
@@ -170,7 +170,7 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
         "header_bytes": info.header_bytes,
         "file_bits_per_parameter": 8 * info.file_bytes / parameters,
         "uncompressed_bytes": 2 * parameters,
-        **coded_sizes(symbols, info),
+        **coded_sizes(list(distinct.values()), info),
         **provenance(),
     }
 

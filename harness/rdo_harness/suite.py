@@ -33,7 +33,7 @@ class Suite:
     seeds: tuple[int, ...]
 
     def restricted(self, methods: Sequence[str] | None, seeds: int | None) -> Suite:
-        """The same suite with some methods (by name or label) and the first ``seeds`` seeds (more than listed: counted up).
+        """The same suite with some methods (by name or label) and seeds 0 to ``seeds - 1``.
 
         Raises:
             UnknownNameError: the suite has no such method; the nearest is suggested.

@@ -74,7 +74,9 @@ class Trained:
     shape: float
 
 
-def configuration(task: Task, architecture: Architecture, budget: Budget, rate: RateSettings | None, seed: int) -> dict[str, Any]:
+def configuration(
+    task: Task, architecture: Architecture, budget: Budget, rate: RateSettings | None, seed: int
+) -> dict[str, Any]:
     """Everything that determines a training's result, JSON-able."""
     return {
         "task": task.config(),
@@ -136,9 +138,7 @@ def _train(
     model = architecture.build(seed, prepared.task)
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True)
     warmup = max(1, round(budget.warmup * budget.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (budget.steps - step) / max(budget.steps - warmup, 1))

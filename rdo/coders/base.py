@@ -76,7 +76,8 @@ class Histogram:
             low = np.int32(self.values[0])
             positions = np.zeros(int(self.values[-1] - self.values[0]) + 1, np.uint32)
             positions[self.values - low] = np.arange(len(self.values), dtype=np.uint32)
-            return positions[symbols - low]
+            found: NDArray[np.uint32] = positions[symbols - low]
+            return found
         return np.searchsorted(self.values, symbols).astype(np.uint32)
 
 

@@ -49,7 +49,7 @@ class FixedLength(EntropyCoder):
             raise CoderError(f"the table asks for {width} bits from {low}, beyond what symbols can be")
         if stream.payload.size != -(-count * width // 8):
             raise CoderError(
-                f"{count} symbols of {width} bits take {-(-count * width // 8)} bytes, the payload has {stream.payload.size}"
+                f"{count} symbols of {width} bits take {-(-count * width // 8)} bytes, not {stream.payload.size}"
             )
         distances = np.zeros(count, np.uint32)
         if width:

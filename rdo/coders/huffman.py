@@ -78,7 +78,9 @@ def _table(histogram: Histogram, lengths: NDArray[np.int64]) -> NDArray[np.uint8
     return table.bytes()
 
 
-def _canonical(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _canonical(
+    lengths: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Order of the symbols by (length, value); per length the first code, its place in the order, and how many."""
     order = np.argsort(lengths, kind="stable")
     counts = np.bincount(lengths, minlength=_MAX_LENGTH + 2)
@@ -102,7 +104,10 @@ def _decode(payload: NDArray[np.uint8], lengths: NDArray[np.int64], count: int) 
 
     if int(lengths.min()) < 1 or int(lengths.max()) > _MAX_LENGTH:
         raise CoderError(f"the table holds a code length outside 1..{_MAX_LENGTH}")
-    if sum(int(number) << (_MAX_LENGTH - length) for length, number in enumerate(np.bincount(lengths))) != 1 << _MAX_LENGTH:
+    if (
+        sum(int(number) << (_MAX_LENGTH - length) for length, number in enumerate(np.bincount(lengths)))
+        != 1 << _MAX_LENGTH
+    ):
         raise CoderError("the code lengths of the table are not those of a complete prefix code")
     total_bits = 8 * payload.size
     if count > total_bits:
@@ -116,8 +121,15 @@ def _decode(payload: NDArray[np.uint8], lengths: NDArray[np.int64], count: int) 
     lookup[: len(filled)] = filled
     indices = np.zeros(count, np.uint32)
     used = prefix.decode_huffman(
-        prefix.padded(payload), total_bits, lookup, first_code, first_index, counts, order.astype(np.uint32),
-        int(lengths.max()), indices,
+        prefix.padded(payload),
+        total_bits,
+        lookup,
+        first_code,
+        first_index,
+        counts,
+        order.astype(np.uint32),
+        int(lengths.max()),
+        indices,
     )
     if used < 0:
         raise CoderError("the payload is truncated or damaged")

@@ -24,7 +24,7 @@ _SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 @dataclass(frozen=True)
 class _Model:
-    """Which distinct symbols are in the table and with what frequencies; the last entry is the escape if there is one."""
+    """Which distinct symbols are in the table and their frequencies; the last entry is the escape, if any."""
 
     precision: int
     kept: NDArray[np.bool_]
@@ -67,7 +67,13 @@ class RANS(EntropyCoder):
         states = np.empty(_lanes(symbols.size), np.uint32)
         words = np.empty(symbols.size, np.uint16)
         first = rans.encode(
-            indices, frequencies.astype(np.uint32), starts.astype(np.uint32), 1.0 / frequencies, model.precision, states, words
+            indices,
+            frequencies.astype(np.uint32),
+            starts.astype(np.uint32),
+            1.0 / frequencies,
+            model.precision,
+            states,
+            words,
         )
         payload = np.concatenate(
             [states.astype("<u4").view(np.uint8), words[first:].astype("<u2").view(np.uint8), escaped.payload]
@@ -87,7 +93,12 @@ class RANS(EntropyCoder):
         escapes = reader.number()
         values = reader.ascending(1 << 16)
         frequencies = reader.numbers(len(values) + (escapes > 0))
-        if escapes > count or len(frequencies) < 2 or int(frequencies.min()) < 1 or int(frequencies.sum()) != 1 << precision:
+        if (
+            escapes > count
+            or len(frequencies) < 2
+            or int(frequencies.min()) < 1
+            or int(frequencies.sum()) != 1 << precision
+        ):
             raise CoderError("the frequencies of the table do not fill it")
         escaped, payload = _decode_escaped(reader, stream.payload, escapes)
         # The escape stands for a value that no symbol can have.
@@ -155,7 +166,7 @@ def _best_model(histogram: Histogram) -> _Model:
         previous = -1
         for share in _SHARES:
             kept = histogram.counts >= share * total / slots
-            if share == 0.0 and len(kept) > slots or int(kept.sum()) == previous or not kept.any():
+            if (share == 0.0 and len(kept) > slots) or int(kept.sum()) == previous or not kept.any():
                 continue
             previous = int(kept.sum())
             if previous + (previous < len(kept)) > slots // 2 + 2 or previous + (previous < len(kept)) < 2:

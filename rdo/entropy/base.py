@@ -65,7 +65,7 @@ class EntropyModel(ABC):
         return self.rate_and_slope(weight, theta)[1]
 
     def interval_bits(self, symbols: Tensor, step: float, theta: Tensor) -> Tensor:
-        """Return ``-log2 P(cell)`` >= 0 of quantised weights, float64; the cell of symbol s is ``(s -+ 1/2) * step``."""
+        """Return ``-log2 P(cell)`` >= 0 of quantised weights, float64; symbol s has the cell ``(s -+ 1/2) * step``."""
         low = -(symbols.abs().to(torch.float64) + 0.5) * step
         # The lower tail is accurate where the upper one has been rounded to 1.
         mass = self.cdf(low + step, theta) - self.cdf(low, theta)

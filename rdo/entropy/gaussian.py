@@ -31,7 +31,8 @@ class Gaussian(EntropyModel):
 
     def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
         # torch.special.ndtr loses the lower tail beyond 8 sigma.
-        return 0.5 * torch.special.erfc(-x.to(torch.float64) / (theta[..., 0] * math.sqrt(2.0)))
+        tail: Tensor = torch.special.erfc(-x.to(torch.float64) / (theta[..., 0] * math.sqrt(2.0)))
+        return 0.5 * tail
 
     def lam_from_paper(self, lam: float, theta: Tensor) -> float:
         return lam * 2.0 * LN2 * float(theta[..., 0].square())

@@ -34,7 +34,7 @@ def power_cdf(x: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
 
 
 def scale_of(shape: Tensor, mean_square: Tensor) -> Tensor:
-    """Scale (1/g in the paper) of the law with this shape and variance; that of the variance 1e-24 where there is none."""
+    """Scale (1/g in the paper) of the law with this shape and variance; of variance 1e-24 where there is none."""
     ratio = 0.5 * (torch.lgamma(1.0 / shape) - torch.lgamma(3.0 / shape))
     return mean_square.sqrt().nan_to_num(0.0).clamp(min=TINY_SIGMA) * ratio.exp()
 

@@ -112,7 +112,7 @@ steps = ["2^-3", "2^-5"]
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the tiny task and architecture for one test."""
     TASKS.names()
@@ -121,14 +121,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES._plugins, "tiny-mlp", TinyArchitecture)
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_suite_file(tiny: None, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(SUITE)
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_suite(tiny: None) -> Suite:
     import tomllib
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from rdo_harness import cli
 from rdo_harness.run import rows_path
 from rdo_harness.suite import load_suite
@@ -37,7 +38,14 @@ def test_a_run_ends_with_table_figure_and_page_and_can_be_repeated(
     printed = capsys.readouterr().out
     assert "3 trainings and 10 operating points to do" in printed
     assert "normal + RTN" in printed
-    for part in ("runs/tiny.jsonl", "tables/tiny.md", "tables/tiny.csv", "figures/tiny.svg", "figures/tiny.png", "tiny.html"):
+    for part in (
+        "runs/tiny.jsonl",
+        "tables/tiny.md",
+        "tables/tiny.csv",
+        "figures/tiny.svg",
+        "figures/tiny.png",
+        "tiny.html",
+    ):
         assert (out / part).stat().st_size > 100, part
     rows = rows_path(out, load_suite(str(tiny_suite_file))).read_bytes()
     assert cli.main(["run", str(tiny_suite_file), "--out", str(out)]) == 0
@@ -48,7 +56,9 @@ def test_a_run_ends_with_table_figure_and_page_and_can_be_repeated(
     assert (out / "tables" / "tiny.md").exists()
 
 
-def test_misuse_is_exit_code_2_and_one_line(tiny_suite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misuse_is_exit_code_2_and_one_line(
+    tiny_suite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments, message in (
         (["run", "quikstart"], "did you mean 'quickstart'"),
         (["run", str(tiny_suite_file), "--methods", "rtm"], "did you mean 'rtn'"),

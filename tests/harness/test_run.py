@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from rdo.coders.base import Histogram
 from rdo.coders.exp_golomb import ExpGolomb
 from rdo.coders.fixed_length import FixedLength
@@ -76,7 +77,9 @@ def test_a_run_makes_one_complete_row_per_point(tiny_suite: Suite, tmp_path: Pat
     )
     for row in rows[4:6]:
         assert row["sparsity"] >= row["sparsity_target"] - 1 / row["coded_parameters"]
-    assert rows[8]["entropy_bits_per_parameter"] < rows[6]["entropy_bits_per_parameter"]  # a larger lambda codes shorter
+    assert (
+        rows[8]["entropy_bits_per_parameter"] < rows[6]["entropy_bits_per_parameter"]
+    )  # a larger lambda codes shorter
     assert list((tmp_path / "work" / "tiny").glob("point-*")) == []
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rdo.errors import ConfigError, UnknownNameError
 from rdo.quantizers import RelativeQuantizer, UniformQuantizer
 from rdo_harness.config import parse_step
 from rdo_harness.suite import Suite, load_suite, parse_suite, suite_names
-
 from tests.harness.conftest import SUITE
 
 
-@pytest.fixture()
+@pytest.fixture
 def document(tiny: None) -> dict[str, Any]:
     return tomllib.loads(SUITE)
 
@@ -43,7 +43,10 @@ def test_points_of_a_suite(tiny_suite: Suite) -> None:
     ("change", "message"),
     [
         (lambda d: d["training"].update(stepz=3), r"\[training\]: unknown key 'stepz'; did you mean 'steps'"),
-        (lambda d: d["methods"][0].update(step=["2^-2"]), r"number 1 \(rtn\): unknown key 'step'; did you mean 'steps'"),
+        (
+            lambda d: d["methods"][0].update(step=["2^-2"]),
+            r"number 1 \(rtn\): unknown key 'step'; did you mean 'steps'",
+        ),
         (lambda d: d["training"].update(steps="many"), r"steps: expected int, got 'many'"),
         (lambda d: d["training"].update(steps=True), r"steps: expected int, got True"),
         (lambda d: d["training"].pop("learning_rate"), r"the key 'learning_rate' is missing"),

@@ -241,7 +241,7 @@ def test_varints_reject_what_a_writer_cannot_have_written() -> None:
         reader.number()
     with pytest.raises(CoderError, match="too long"):
         Reader(np.full(12, 255, np.uint8)).number()
+    writer = Writer()
+    writer.ascending(np.arange(6))
     with pytest.raises(CoderError, match="more than 5"):
-        bad = Writer()
-        bad.ascending(np.arange(6))
-        Reader(bad.bytes()).ascending(5)
+        Reader(writer.bytes()).ascending(5)

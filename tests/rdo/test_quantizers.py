@@ -19,7 +19,6 @@ from rdo.quantizers import (
     row_length,
 )
 
-GENERATOR = torch.Generator().manual_seed(0)
 QUANTIZERS = [
     UniformQuantizer(step=2.0**-5),
     UniformQuantizer(step=0.013, dead_zone=0.2),
@@ -29,7 +28,7 @@ QUANTIZERS = [
 
 
 def normal(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return (torch.randn(*size, generator=GENERATOR) * 0.05).to(dtype)
+    return (torch.randn(size, generator=torch.Generator().manual_seed(0)) * 0.05).to(dtype)
 
 
 @pytest.mark.parametrize("n", [0, 4, 8, 12])
@@ -72,7 +71,9 @@ def test_error_is_at_most_half_a_step_outside_the_dead_zone(quantizer: Quantizer
 @pytest.mark.parametrize("dead_zone", [0.0, 0.4])
 def test_quantising_the_dequantised_changes_nothing(step: float, dead_zone: float) -> None:
     quantizer = UniformQuantizer(step=step, dead_zone=dead_zone)
-    symbols = torch.cat([torch.arange(-3000, 3000), torch.randint(-(2**20), 2**20, (5000,), generator=GENERATOR)])
+    symbols = torch.cat(
+        [torch.arange(-3000, 3000), torch.randint(-(2**20), 2**20, (5000,), generator=torch.Generator().manual_seed(0))]
+    )
     quantized = QuantizedTensor(symbols.int(), torch.tensor(step))
     assert torch.equal(quantizer.quantize(quantized.dequantize()).symbols, quantized.symbols)
 
@@ -145,7 +146,8 @@ def test_small_and_empty_tensors(quantizer: Quantizer, size: tuple[int, ...]) ->
     quantized = quantizer.quantize(weight)
     assert quantized.symbols.shape == weight.shape
     assert quantized.dequantize().shape == weight.shape
-    assert bool(((quantized.dequantize() - weight).abs() <= 0.6 * quantized.steps.max()).all()) if size else True
+    if weight.numel():
+        assert float((quantized.dequantize() - weight).abs().max()) <= 0.6 * float(quantized.steps.max())
 
 
 def test_any_layout_and_no_change_of_the_weights() -> None:
@@ -176,7 +178,9 @@ def test_nan_and_infinity_are_counted_and_refused(quantizer: Quantizer, value: f
 
 def test_overflowing_symbols_are_refused_with_a_step_that_works() -> None:
     weight = torch.tensor([0.1, -3.0])
-    with pytest.raises(SymbolOverflowError, match=r"head: the largest weight 3 over the step 1e-12 .* at least 2\.79e-09"):
+    with pytest.raises(
+        SymbolOverflowError, match=r"head: the largest weight 3 over the step 1e-12 .* at least 2\.79e-09"
+    ):
         UniformQuantizer(step=1e-12).quantize(weight, "head")
     assert int(UniformQuantizer(step=2.8e-9).quantize(weight).symbols.abs().max()) <= MAX_SYMBOL
     exact = UniformQuantizer(step=2.0**-30).quantize(torch.tensor([1.0, -1.0])).symbols

@@ -20,7 +20,7 @@ class {cls}:
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def animals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[type]:
     """A package with two plug-in files, not yet imported, whose registry is returned."""
     package = tmp_path / "animals"
@@ -59,7 +59,9 @@ def test_two_plugins_cannot_share_a_name(animals: Registry[type]) -> None:
         pass
 
     animals.get("ant")
-    with pytest.raises(DuplicateNameError, match=r"animal 'ant' is registered twice: by animals\.ant\.Ant and by .*Other"):
+    with pytest.raises(
+        DuplicateNameError, match=r"animal 'ant' is registered twice: by animals\.ant\.Ant and by .*Other"
+    ):
         animals.register("ant")(Other)
     assert animals.get("ant").__name__ == "Ant"
 

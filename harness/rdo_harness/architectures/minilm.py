@@ -60,9 +60,10 @@ class MiniLM(Architecture):
         logging.disable_progress_bar()
         try:
             with seeded(seed):
-                model, info = BertForSequenceClassification.from_pretrained(
+                loaded: Any = BertForSequenceClassification.from_pretrained(
                     self._directory(), output_loading_info=True, dtype=torch.float32, **options
                 )
+                model, info = loaded
         finally:
             logging.set_verbosity(verbosity)
             if bar:

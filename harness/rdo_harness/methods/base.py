@@ -36,7 +36,11 @@ class OperatingPoint:
         lam = "" if self.rate is None else f"lambda {self.rate.lam:g}, "
         sparsity = f"sparsity {self.sparsity:g}, " if self.sparsity else ""
         config = self.quantizer.config()
-        step = f"step {config['step']:.4g}" if "step" in config else f"step {config['ratio']:g} sigma/{config['granularity']}"
+        step = (
+            f"step {config['step']:.4g}"
+            if "step" in config
+            else f"step {config['ratio']:g} sigma/{config['granularity']}"
+        )
         return f"{lam}{sparsity}{step}"
 
 
@@ -70,7 +74,9 @@ class Method(ABC):
 
     def apply(self, model: nn.Module, point: OperatingPoint, architecture: Architecture, path: Path) -> None:
         """Compress a trained model, which may be changed, into a compressed checkpoint at ``path``."""
-        rdo.save_compressed(model, path, quantizer=point.quantizer, coder="rans", compressible=architecture.compressible)
+        rdo.save_compressed(
+            model, path, quantizer=point.quantizer, coder="rans", compressible=architecture.compressible
+        )
 
     def quantizers(self) -> list[Quantizer]:
         """One quantizer per step asked for."""

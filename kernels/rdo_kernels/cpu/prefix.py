@@ -29,7 +29,7 @@ def encode_table(indices, codes, lengths, out):  # type: ignore[no-untyped-def]
     window, filled, position = np.uint64(0), 0, 0
     for i in range(indices.size):
         index = indices[i]
-        length = np.int64(lengths[index])
+        length = lengths[index]
         window = (window << np.uint64(length)) | codes[index]
         filled += length
         while filled >= 8:
@@ -57,7 +57,7 @@ def encode_fixed(numbers, width, out):  # type: ignore[no-untyped-def]
 
 @njit(**_OPTIONS)
 def encode_exp_golomb(numbers, k, out):  # type: ignore[no-untyped-def]
-    """Write EGk of uint32 numbers: ``(n >> k) + 1`` with as many zeros before it as it has bits less one, then k bits."""
+    """Write EGk of uint32 numbers: ``(n >> k) + 1`` after one zero less than it has bits, then the k low bits."""
     window, filled, position = np.uint64(0), 0, 0
     low_mask = np.uint64((1 << k) - 1)
     for i in range(numbers.size):
