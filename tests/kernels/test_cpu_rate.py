@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 
@@ -57,6 +58,14 @@ def layouts(weight: Tensor) -> dict[str, Tensor]:
         "transposed": weight.transpose(0, 3).contiguous().transpose(0, 3),
         "strided": strided.copy_(weight),
     }
+
+
+def run_python(script: str) -> str:
+    """Output of a script in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True, env=environment
+    ).stdout
 
 
 def law(theta: list[float]) -> Tensor:
@@ -150,7 +159,7 @@ def test_step_is_subtracted(family: object, theta: list[float], dtype: torch.dty
 def test_proximal_step(family: object, theta: list[float], dtype: torch.dtype, preconditioned: bool) -> None:
     for size in SIZES:
         weight, moment = sample(size, dtype), sample(size, seed=1).square()
-        w = weight.double()
+        w = weight.double().clone()
         shrink = 2e-4 * family.slope(w, law(theta)).abs()
         preconditioner = None
         if preconditioned:
@@ -164,7 +173,7 @@ def test_proximal_step(family: object, theta: list[float], dtype: torch.dtype, p
         assert float(bits) == pytest.approx(float(rate), rel=1e-12)
         clear = (w.abs() - shrink) < -1e-4
         assert not weight[clear].any()
-        if weight.numel() > 1000:
+        if weight.numel() > 1000 and family.name != "gaussian":  # whose slope vanishes with the weight
             assert clear.any()
 
 
@@ -302,11 +311,9 @@ def run(n):
 run(100_000)
 print(run(40_000_000))
 """
-    grown = int(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout)
-    assert grown * (1 if sys.platform == "darwin" else 1024) < 40e6
+    assert int(run_python(script)) * (1 if sys.platform == "darwin" else 1024) < 40e6
 
 
 def test_importing_the_kernels_loads_no_compiler() -> None:
     script = "import sys, rdo_kernels; print([m for m in ('numba', 'triton', 'scipy') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
-    assert found.strip() == "[]"
+    assert run_python(script).strip() == "[]"
