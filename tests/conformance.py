@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 import rdo_kernels
 from rdo.coders import CODERS, EntropyCoder, Histogram, coder_from_config
 from rdo.entropy import ENTROPY_MODELS, EntropyModel, entropy_model_from_config
+from rdo_harness.methods.base import Method
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "generalized_gaussian": [{"eps": 1.0}, {"eps": 1e-4}],
@@ -79,7 +81,8 @@ def check_slope(model: EntropyModel) -> None:
     for zero in (0.0, -0.0):
         assert not model.slope(torch.tensor([zero]), theta).any()
     for dtype in (torch.float32, torch.float64):
-        assert all(t.dtype == dtype and t.shape == (2, 3) for t in model.rate_and_slope(torch.ones(2, 3, dtype=dtype), theta))
+        found = model.rate_and_slope(torch.ones(2, 3, dtype=dtype), theta)
+        assert all(tensor.dtype == dtype and tensor.shape == (2, 3) for tensor in found)
     both = model.rate_and_slope(w.detach(), theta)
     assert torch.equal(both[0], rate.detach())
     assert torch.equal(both[1], slope)
@@ -130,9 +133,8 @@ def check_interval_bits(model: EntropyModel) -> None:
 
 def check_fit(model: EntropyModel) -> None:
     """Finite for every input, equivariant to the scale of the weights, and better than a law ten times as wide."""
-    one = torch.tensor([0.3])
-    degenerate = [torch.zeros(0), torch.zeros(9), one, -one, torch.full((9,), 0.1), torch.cat([one, torch.zeros(99_999)])]
-    for w in degenerate:
+    one, zeros = torch.tensor([0.3]), torch.zeros(99_999)
+    for w in (zeros[:0], zeros, one, -one, one.expand(9), torch.cat([one, zeros])):
         theta = fitted(model, w)
         assert bool(theta.isfinite().all())
         assert all(bool(t.isfinite().all()) for t in model.rate_and_slope(w, theta))
@@ -146,7 +148,8 @@ def check_fit(model: EntropyModel) -> None:
         return float(model.interval_bits(symbols, 0.01, fitted(model, w * scale)).mean())
 
     assert cost(1.0) < min(cost(10.0), cost(0.1))
-    near, far = model.interval_bits(symbols, 0.01, fitted(model, w)), model.interval_bits(symbols, 0.64, fitted(model, w * 64))
+    near = model.interval_bits(symbols, 0.01, fitted(model, w))
+    far = model.interval_bits(symbols, 0.64, fitted(model, w * 64))
     torch.testing.assert_close(near, far, rtol=1e-7, atol=1e-9)
 
 
@@ -186,3 +189,30 @@ def check_coder(coder: EntropyCoder, symbols: np.ndarray[Any, np.dtype[np.int32]
     histogram = Histogram.of(symbols)
     assert abs(coder.size_bytes(histogram) - stream.nbytes) <= 16 + 1e-3 * stream.nbytes
     assert 8 * stream.nbytes >= histogram.entropy_bits()
+
+
+def check_method(method_type: type[Method]) -> None:
+    """Every option but the lambdas and steps has a default, the label is the name, and points are distinct."""
+    required: dict[str, Any] = {"lams": (0.1, 1.0)} if any(f.name == "lams" for f in fields(method_type)) else {}
+    method = method_type(steps=("2^-6", "2^-4"), **required)
+    assert method.label == method.name
+    assert method_type(label="another", steps=(0.1,), **required).label == "another"
+    assert method_type.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert json.loads(json.dumps(method.config())) == method.config()
+    points = method.points()
+    assert len(points) >= 2
+    assert all(point not in points[:index] for index, point in enumerate(points))
+    assert {point.quantizer.config()["step"] for point in points} == {2.0**-6, 2.0**-4}
+    assert all(point.describe() for point in points)
+    with pytest.raises(ValueError, match="at least one quantisation step"):
+        method_type(**required)
+
+
+ENTROPY_MODEL_CHECKS = (
+    check_description,
+    check_slope,
+    check_fused_kernels,
+    check_cdf,
+    check_interval_bits,
+    check_fit,
+)

@@ -6,10 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rdo.errors import ConfigError, RdoError, UnknownNameError
 from rdo.registry import Registry
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DONE, FAILED, MISUSED = 0, 1, 2
 INTERRUPTED = 130
@@ -159,10 +162,10 @@ def _report(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _write_report(console: object, rows: list[dict[str, object]], out: Path, suite: str) -> None:
-    from rdo_harness import report
+def _write_report(console: Console, rows: list[dict[str, object]], out: Path, suite: str) -> None:
+    from rdo_harness.report import build
 
-    built = report.build(rows, out, suite)
+    built = build(rows, out, suite)
     built.print_summary(console)
 
 

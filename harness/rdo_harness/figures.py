@@ -25,8 +25,8 @@ RATE = "best_coder_bits_per_parameter"
 def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
     """One row of two panels per task and architecture: cross entropy and the task's metric over bits per parameter.
 
-    Lines join the Pareto front of each method (mean front over seeds is not drawn: every seed has its own line); points
-    off the front are faint. The first label is the anchor.
+    Lines join the Pareto front of each method, one line for each seed; points off the front are faint. The panels are
+    cut where a model is destroyed, and say how many points that leaves out. The first label is the anchor.
     """
     from matplotlib.figure import Figure
 
@@ -40,14 +40,16 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
                 for seed, curve in group[group["label"] == label].groupby("seed"):
                     first = seed == group["seed"].min()
                     _draw(losses, metrics, curve, index, label if first else "_")
-            floor = group["uncompressed_cross_entropy"].groupby(group["label"]).mean().get(labels[0])
-            if floor is not None and math.isfinite(floor):
-                losses.axhline(floor, color="0.5", linewidth=0.8, linestyle=":", label="uncompressed, normal training")
-                reference = group.loc[group["label"] == labels[0], "uncompressed_metric"].mean()
-                metrics.axhline(reference, color="0.5", linewidth=0.8, linestyle=":")
-            _frame(losses, group["cross_entropy"], floor)
+            anchor = group[group["label"] == labels[0]]
+            shown = group[group["cross_entropy"] <= 2.0 * group["cross_entropy"].min()]
+            for panel, column in ((losses, "cross_entropy"), (metrics, "metric")):
+                reference = float(anchor[f"uncompressed_{column}"].mean())
+                if math.isfinite(reference):
+                    style = {"color": "0.5", "linewidth": 0.8, "linestyle": ":"}
+                    panel.axhline(reference, label="uncompressed, normal training", **style)
+                _crop(panel, shown[column], reference, len(group))
             metric = str(group["metric_name"].iloc[0])
-            losses.set_ylabel("test cross entropy (nats), log scale")
+            losses.set_ylabel("test cross entropy (nats)")
             metrics.set_ylabel(f"test {metric.replace('_', ' ')}")
             seeds = group["seed"].nunique()
             losses.set_title(f"{architecture} on {task}, {seeds} seed{'s' if seeds > 1 else ''}: lower left is better")
@@ -83,13 +85,12 @@ def _draw(losses: Axes, metrics: Axes, curve: pd.DataFrame, index: int, label: s
         axes.plot(off_front[RATE], off_front[column], color=colour, marker=marker, markersize=4, linewidth=0, alpha=0.3)
 
 
-def _frame(axes: Axes, losses: pd.Series[float], floor: float | None) -> None:
-    """Logarithmic cross entropy, cut where a model is destroyed, so that the useful range fills the panel."""
-    axes.set_yscale("log")
-    low = min(float(losses.min()), floor if floor is not None and math.isfinite(floor) else math.inf)
-    axes.set_ylim(low * 0.95, min(float(losses.max()) * 1.05, low * 3))
-    from matplotlib.ticker import LogLocator, ScalarFormatter
-
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(lambda *_: "")
+def _crop(panel: Axes, values: pd.Series[float], reference: float, total: int) -> None:
+    """Fit the panel to these values and the reference; say how many of the points that leaves out."""
+    shown = [float(values.min()), float(values.max()), *([reference] if math.isfinite(reference) else [])]
+    margin = 0.06 * (max(shown) - min(shown)) or 0.01
+    panel.set_ylim(min(shown) - margin, max(shown) + margin)
+    hidden = total - len(values)
+    if hidden:
+        text = f"{hidden} points of more than twice the least cross entropy are not shown"
+        panel.text(0.99, 0.98, text, transform=panel.transAxes, ha="right", va="top", fontsize=8, color="0.4")

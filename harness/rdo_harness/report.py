@@ -1,48 +1,20 @@
-"""Tables, figure and one HTML page from rows."""
+"""A report: tables, figure and one HTML page from rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from rdo_harness import figures
-from rdo_harness.metrics import BDRate, Interval, bd_rate, interval
+from rdo_harness.report_tables import CODERS, Table, operating_points, papers_presentation, summary
 from rdo_harness.results import Row
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-CODERS = {
-    "fixed length": "fixed_length_bits_per_parameter",
-    "EG0": "exp_golomb_k0_bits_per_parameter",
-    "EG best k": "exp_golomb_bits_per_parameter",
-    "Huffman": "huffman_bits_per_parameter",
-    "rANS": "rans_bits_per_parameter",
-}
-LOSS = 0.01
-"""The loss at which sizes are compared: one point of a rate such as accuracy, or one percent of cross entropy."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A titled table of strings, with a sentence about how to read it."""
-
-    title: str
-    note: str
-    header: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """GitHub-flavoured Markdown, columns padded so that the source is readable too."""
-        lines = [self.header, *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
-        text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
-        rule = "|" + "|".join("-" * (width + 1) + (":" if column else "-") for column, width in enumerate(widths)) + "|"
-        return f"### {self.title}\n\n{self.note}\n\n" + "\n".join([text[0], rule, *text[1:]]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -59,11 +31,11 @@ class Report:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        for summary in self.summaries:
-            table = RichTable(title=summary.title, caption=summary.note, title_style="bold", caption_justify="left")
-            for number, name in enumerate(summary.header):
+        for shown in self.summaries:
+            table = RichTable(title=shown.title, caption=shown.note, title_style="bold", caption_justify="left")
+            for number, name in enumerate(shown.header):
                 table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
-            for row in summary.rows:
+            for row in shown.rows:
                 table.add_row(*(Text(cell) for cell in row))
             console.print(table)
         for note in self.notes:
@@ -95,8 +67,8 @@ def build(rows: Sequence[Row], out: Path, suite: str, anchor: str | None = None)
         labels.sort(key=lambda label: label != anchor)
         for (task, architecture), group in frame.groupby(["task", "architecture"], sort=False):
             where = f"{architecture} on {task}"
-            summaries.append(_summary(group, labels, anchor, where))
-            tables += [summaries[-1], _points(group, where), _paper(group, labels, where)]
+            summaries.append(summary(group, labels, anchor, where))
+            tables += [summaries[-1], operating_points(group, where), papers_presentation(group, labels, where)]
         notes = _notes(frame)
         figure_svg = figures.save(figures.rate_distortion(frame, labels), out / "figures", suite)
         files += [out / "figures" / f"{suite}.svg", out / "figures" / f"{suite}.png"]
@@ -107,147 +79,17 @@ def build(rows: Sequence[Row], out: Path, suite: str, anchor: str | None = None)
     return Report(summaries, notes, failures, files)
 
 
-def compare(group: pd.DataFrame, label: str, anchor: str, rate: str) -> tuple[Interval | None, list[BDRate]]:
-    """BD-rate of a label against the anchor, seed by seed: the interval over the seeds that have one, and each."""
-    results = []
-    for seed in sorted(set(group.loc[group["label"] == label, "seed"])):
-        curves = [
-            list(zip(part[rate], part["cross_entropy"], strict=True))
-            for part in (group[(group["label"] == name) & (group["seed"] == seed)] for name in (anchor, label))
-        ]
-        results.append(bd_rate(*curves))
-    values = [result.percent for result in results if result.percent is not None]
-    return (interval(values) if values else None), results
-
-
-def _summary(group: pd.DataFrame, labels: Sequence[str], anchor: str, where: str) -> Table:
-    metric = str(group["metric_name"].iloc[0])
-    header = ["method", "points", "seeds", "BD-rate", "BD-rate, file", "overlap (nats)", f"{metric} kept: bits/param", "MB", "of bf16"]
-    reference = group[group["label"] == anchor]
-    rows = []
-    for label in labels:
-        part = group[group["label"] == label]
-        if part.empty:
-            continue
-        change, results = compare(group, label, anchor, "best_coder_bits_per_parameter")
-        file_change, _ = compare(group, label, anchor, "file_bits_per_parameter")
-        overlaps = [result.overlap for result in results if result.overlap]
-        coverage = sum(result.coverage for result in results) / max(len(results), 1)
-        why = next((result.reason for result in results if result.reason), "")
-        smallest = _smallest(part, reference, metric)
-        rows.append(
-            [
-                label,
-                str(len(part)),
-                str(part["seed"].nunique()),
-                "anchor" if label == anchor else _percent(change) or why,
-                "anchor" if label == anchor else _percent(file_change) or why,
-                f"{overlaps[0][0]:.3f}-{overlaps[0][1]:.3f} ({coverage:.0%})" if overlaps and label != anchor else "",
-                *smallest,
-            ]
-        )
-    note = (
-        f"BD-rate: mean change in bits at equal test cross entropy against '{anchor}' (Pareto fronts, Akima; each seed "
-        "by itself, +- 95 % interval over seeds); bits per coded parameter under the best coder, and in brackets of the "
-        "overlap the share of the anchor's range. 'Kept' is the smallest file that loses at most "
-        + ("one point of " + metric if _is_rate(metric) else f"1 % of {metric}")
-        + " against normal training without compression, mean over seeds."
-    )
-    return Table(f"Summary: {where}", note, header, rows)
-
-
-def _is_rate(metric: str) -> bool:
-    return metric == "accuracy"
-
-
-def _smallest(part: pd.DataFrame, reference: pd.DataFrame, metric: str) -> list[str]:
-    """Bits per parameter, MB and percent of bf16 of the smallest file that keeps the metric, averaged over seeds."""
-    found = []
-    for seed, points in part.groupby("seed"):
-        base = reference.loc[reference["seed"] == seed, "uncompressed_metric"].mean()
-        kept = points[points["metric"] >= base - LOSS] if _is_rate(metric) else points[points["metric"] <= base * (1 + LOSS)]
-        if kept.empty:
-            return ["none", "", ""]
-        found.append(kept.loc[kept["file_bytes"].idxmin()])
-    bits, size = (sum(row[key] for row in found) / len(found) for key in ("file_bits_per_parameter", "file_bytes"))
-    share = sum(row["file_bytes"] / row["uncompressed_bytes"] for row in found) / len(found)
-    return [f"{bits:.2f}", f"{size / 1e6:.2f}", f"{share:.1%}"]
-
-
-def _points(group: pd.DataFrame, where: str) -> Table:
-    metric = str(group["metric_name"].iloc[0])
-    header = ["method", "seed", "lambda", "step", "sparsity asked", metric, "cross entropy (nats)"]
-    header += [f"{name} (bits)" for name in CODERS] + ["best k", "entropy (bits)", "file (MB)", "zeros", "shape nu"]
-    header += ["training (s)", "peak memory (MB)"]
-    rows = []
-    for row in group.to_dict("records"):
-        relative = _number(row.get("relative_step"), ".3g")
-        rows.append(
-            [
-                str(row["label"]),
-                str(row["seed"]),
-                _number(row.get("lam"), "g"),
-                f"{relative} sigma/{row['granularity']}" if relative else _number(row.get("step"), ".4g"),
-                _number(row.get("sparsity_target"), "g"),
-                _number(row["metric"], ".4f"),
-                _number(row["cross_entropy"], ".4f"),
-                *(_number(row[column], ".3f") for column in CODERS.values()),
-                _number(row["exp_golomb_best_k"], ".0f"),
-                _number(row["entropy_bits_per_parameter"], ".3f"),
-                _number(row["file_bytes"] / 1e6, ".3f"),
-                _number(row["sparsity"], ".1%"),
-                _number(row["shape"], ".2f"),
-                _number(row["training_seconds"], ".1f"),
-                _number(row["peak_memory_bytes"] / 1e6, ".0f"),
-            ]
-        )
-    note = (
-        "Bits are per coded parameter, tables and scales included, except the entropy; the file is everything: header, "
-        "raw tensors, checksums. Peak memory is that of the training."
-    )
-    return Table(f"Operating points: {where}", note, header, rows)
-
-
-def _paper(group: pd.DataFrame, labels: Sequence[str], where: str) -> Table:
-    """The paper's presentation: fixed length is 100 %."""
-    metric = str(group["metric_name"].iloc[0])
-    header = ["method", "lambda", "step", metric, "fixed length", "EG0", "EG best k", "Huffman", "rANS", "size left, EG0"]
-    columns = ["fixed length", "EG0", "EG best k", "Huffman", "rANS"]
-    absolute = group[group["step"].notna()] if group["step"].notna().any() else group
-    rows = []
-    for label in labels:
-        part = absolute[absolute["label"] == label]
-        for keys, points in part.groupby(["lam", "step", "relative_step", "sparsity_target"], dropna=False, sort=False):
-            bits = {name: float(points[CODERS[name]].mean()) for name in columns}
-            step = _number(keys[1], ".4g") or f"{_number(keys[2], '.3g')} sigma"
-            rows.append(
-                [
-                    label,
-                    _number(keys[0], "g"),
-                    step,
-                    _number(points["metric"].mean(), ".4f"),
-                    *(f"{bits[name]:.2f}" for name in columns),
-                    f"{bits['EG0'] / bits['fixed length']:.0%}",
-                ]
-            )
-    note = (
-        "Bits per coded parameter at an absolute step, as in the paper's Table 4, and Exp-Golomb k = 0 as a share of "
-        "fixed length = 100 %. Against k = 0 alone a baseline looks worse than it is: compare the best k and rANS. "
-        "Means over seeds; all bytes of tables and scales counted, which the paper does not."
-    )
-    return Table(f"The paper's presentation: {where}", note, header, rows)
-
-
 def _notes(frame: pd.DataFrame) -> list[str]:
     """Where the numbers come from, and what a reader must know before trusting them."""
-    seeds = sorted(set(frame["seed"]))
+    seeds = [str(seed) for seed in sorted(set(frame["seed"]))]
     commits = sorted(set(frame["commit"]))
     first = frame.iloc[0]
     notes = [
-        f"{len(frame)} operating points; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})"
+        f"{len(frame)} operating points; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(seeds)})"
         + ("; one seed cannot tell a small difference from chance" if len(seeds) == 1 else ""),
         f"commit {', '.join(commits)}; {first['date'][:10]}; torch {first['torch_version']}, Python "
-        f"{first['python_version']}, {first['device']}, {first['threads']} threads; suite version {first['suite_version']}",
+        f"{first['python_version']}, {first['device']}, {first['threads']} threads; suite version "
+        f"{first['suite_version']}",
         f"same budget for every training: {first['train_steps']} steps, {first['train_examples']} examples; "
         f"trainings took {frame['training_seconds'].min():.0f} to {frame['training_seconds'].max():.0f} s",
     ]
@@ -270,14 +112,3 @@ def _page(suite: str, tables: Sequence[Table], notes: Sequence[str], failures: S
     return environment.get_template("report.html.j2").render(
         suite=suite, tables=tables, notes=notes, failures=failures, figure=svg
     )
-
-
-def _percent(value: Interval | None) -> str:
-    if value is None:
-        return ""
-    spread = "" if value.half_width is None else f" +- {value.half_width:.1f}"
-    return f"{value.mean:+.1f}{spread} %"
-
-
-def _number(value: Any, form: str) -> str:
-    return "" if value is None or pd.isna(value) else format(value, form)

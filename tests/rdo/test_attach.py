@@ -194,7 +194,7 @@ def test_a_function_selects_parameters() -> None:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (mlp(), {"parameters": lambda name, p: False}, "would cover nothing: of the model's 4 parameters, 4 are trainable"),
+        (mlp(), {"parameters": lambda name, p: False}, "nothing: of the model's 4 parameters, 4 are trainable"),
         (mlp().requires_grad_(False), {}, "of the model's 4 parameters, 0 are trainable"),
         (nn.LayerNorm(4), {}, "the selection 'matrices' takes none of them"),
         (nn.Linear(0, 3, bias=False), {}, "would cover nothing"),
@@ -215,26 +215,26 @@ def test_prints_what_is_covered(capsys: pytest.CaptureFixture[str]) -> None:
     rdo.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, lam=0.5)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "rdo: gradient rate constraint, generalized_gaussian, covers 13 of 26 parameters, 200 of 250 weights (80.0 %)",
+        "rdo: gradient rate constraint, generalized_gaussian, covers 13 of 26 parameters, 200 of 250 weights (80.0%)",
         "   12 x *.weight [4, 4]",
         "    1 x *.weight [2, 4]",
     ]
 
 
 def test_a_closure_is_refused_where_it_would_drop_the_term() -> None:
-    for positional in (True, False):
-        model = mlp()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        handle = attach(model, optimizer)
-        before = weights_of(model)
+    model, calls = mlp(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(model, optimizer)
+    before = weights_of(model)
+    for arguments in ({"closure": calls.append}, {}):
         with pytest.raises(ConfigError, match=r"optimizer\.step\(closure\) recomputes the gradients"):
-            optimizer.step(lambda: loss_of(model)) if positional else optimizer.step(closure=lambda: loss_of(model))
-        same(weights_of(model), before)
-        handle.remove()
-        attach(model, optimizer, apply="proximal")
-        calls = []
-        optimizer.step(lambda: calls.append(1))
-        assert calls == [1]
+            optimizer.step(*([] if arguments else [calls.append]), **arguments)
+    same(weights_of(model), before)
+    assert not calls
+    handle.remove()
+    attach(model, optimizer, apply="proximal")
+    optimizer.step(lambda: calls.append("called"))
+    assert calls == ["called"]
 
 
 def test_schedulers_and_the_attachments_state_work_together() -> None:
@@ -266,17 +266,18 @@ def test_schedulers_and_the_attachments_state_work_together() -> None:
 
 
 def test_the_rate_falls_and_the_laws_shape_with_it() -> None:
-    """A hundred steps at a lambda that matters: fewer coded bits than plain training, as the paper says."""
+    """At a lambda that matters, training still learns, at fewer coded bits than plain training, as the paper says."""
     coded, shapes = [], []
-    for lam in (0.0, 0.05):
+    for lam in (0.0, 0.2):
         model = mlp()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         handle = attach(model, optimizer, lam=lam)
-        for _ in range(100):
+        for _ in range(150):
             optimizer.zero_grad()
             loss_of(model).backward()
             optimizer.step()
         coded.append(handle.constraint.coded_rate(rdo.UniformQuantizer(step=2.0**-4)))
         shapes.append(float(handle.constraint.fit()[0]))
-    assert coded[1] < coded[0] - 0.5
+        assert float(loss_of(model).detach()) < 0.8  # that of chance is 1.1
+    assert coded[1] < coded[0] - 1.0
     assert shapes[1] < shapes[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from rdo.coders import CODERS, EntropyCoder
@@ -16,16 +14,7 @@ MODELS, CODER_LIST, SEQUENCES = list(conformance.entropy_models()), list(conform
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 @pytest.mark.parametrize(
-    "check",
-    [
-        conformance.check_description,
-        conformance.check_slope,
-        conformance.check_fused_kernels,
-        conformance.check_cdf,
-        conformance.check_interval_bits,
-        conformance.check_fit,
-    ],
-    ids=lambda check: check.__name__.removeprefix("check_"),
+    "check", conformance.ENTROPY_MODEL_CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
 )
 def test_entropy_model(check: object, model: EntropyModel) -> None:
     check(model)
@@ -44,20 +33,9 @@ def test_coder_round_trip(coder: EntropyCoder, sequence: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_method(name: str) -> None:
-    """Every option but the lambdas and steps has a default, the label is the name, and points are distinct."""
     method_type = METHODS.get(name)
-    required = {"lams": (0.1, 1.0)} if any(f.name == "lams" for f in dataclasses.fields(method_type)) else {}
-    method = method_type(steps=("2^-6", "2^-4"), **required)
-    assert method.name == name
-    assert method.label == name
-    assert method_type(label="another", steps=(0.1,), **required).label == "another"
-    assert type(method).__dataclass_params__.frozen
-    points = method.points()
-    assert len(points) == len(set(points)) >= 2
-    assert {point.quantizer.step for point in points} == {2.0**-6, 2.0**-4}
-    assert all(point.describe() for point in points)
-    with pytest.raises(ValueError, match="at least one quantisation step"):
-        method_type(**required)
+    assert method_type.name == name
+    conformance.check_method(method_type)
 
 
 def test_the_registries_hold_what_the_paper_needs() -> None:

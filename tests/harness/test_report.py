@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import csv
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from rdo_harness import figures, report
+
+
+def row(label: str, rate: float, loss: float, **more: Any) -> dict[str, Any]:
+    base = {
+        "key": f"{label}-{rate}-{more.get('seed', 0)}",
+        "suite": "s",
+        "suite_version": 1,
+        "method": "rtn" if label == "anchor" else "backslash",
+        "label": label,
+        "task": "trec",
+        "architecture": "minilm",
+        "seed": 0,
+        "lam": None if label == "anchor" else 0.5,
+        "step": 2.0**-5,
+        "relative_step": None,
+        "granularity": "global",
+        "sparsity_target": None,
+        "metric_name": "accuracy",
+        "metric": 0.95 - loss / 10,
+        "cross_entropy": loss,
+        "uncompressed_metric": 0.94,
+        "uncompressed_cross_entropy": 0.1,
+        "fixed_length_bits_per_parameter": 2 * rate,
+        "exp_golomb_k0_bits_per_parameter": 1.6 * rate,
+        "exp_golomb_bits_per_parameter": 1.3 * rate,
+        "exp_golomb_best_k": 1,
+        "huffman_bits_per_parameter": 1.1 * rate,
+        "rans_bits_per_parameter": rate,
+        "entropy_bits_per_parameter": 0.99 * rate,
+        "file_bits_per_parameter": 1.2 * rate,
+        "file_bytes": int(1e6 * rate),
+        "uncompressed_bytes": 16_000_000,
+        "sparsity": 0.25,
+        "shape": 1.3,
+        "training_seconds": 41.0,
+        "peak_memory_bytes": 1.5e9,
+        "train_steps": 100,
+        "train_examples": 3200,
+        "commit": "abc",
+        "dirty": False,
+        "date": "2026-11-23 10:00:00",
+        "torch_version": "2.13.0",
+        "python_version": "3.11.7",
+        "device": "CPU",
+        "threads": 2,
+    }
+    return {**base, **more}
+
+
+def curve(label: str, factor: float, **more: Any) -> list[dict[str, Any]]:
+    return [row(label, factor * rate, 0.1 + 2.0**-rate, **more) for rate in (1.0, 2.0, 3.0, 4.0, 5.0)]
+
+
+ROWS = [*curve("anchor", 1.0), *curve("mine", 0.7)]
+
+
+class References(HTMLParser):
+    """Collects everything that a browser would fetch, and the tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "data") and value and not value.startswith("#"):
+                self.found.append(value)
+
+
+def test_the_tables_hold_the_bd_rate_and_the_smallest_size(tmp_path: Path) -> None:
+    built = report.build(ROWS, tmp_path, "s")
+    [summary] = built.summaries
+    mine = dict(zip(summary.header, summary.rows[1], strict=True))
+    assert summary.rows[0][0] == "anchor"
+    assert mine["BD-rate"] == "-30.0 %"
+    assert mine["BD-rate, file"] == "-30.0 %"
+    # At most a point below 0.94: 0.95 - 0.01 - 2^-rate / 10 >= 0.93 needs a rate of 4 of the anchor's scale.
+    assert mine["accuracy kept: bits/param"] == f"{1.2 * 0.7 * 4:.2f}"
+    assert mine["MB"] == "2.80"
+    assert mine["of bf16"] == "17.5%"
+    markdown = (tmp_path / "tables" / "s.md").read_text()
+    assert "-30.0 %" in markdown
+    assert "nan" not in markdown.lower()
+    with (tmp_path / "tables" / "s.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(ROWS)
+
+
+def test_the_papers_presentation_takes_fixed_length_as_the_whole(tmp_path: Path) -> None:
+    report.build(ROWS, tmp_path, "s")
+    table = (tmp_path / "tables" / "s.md").read_text().split("### The paper's presentation")[1]
+    assert table.count("| 80%") == 2
+
+
+def test_seeds_are_compared_one_by_one(tmp_path: Path) -> None:
+    rows = [
+        r
+        for seed, factor in enumerate((0.6, 0.7, 0.8))
+        for r in (*curve("anchor", 1.0, seed=seed), *curve("mine", factor, seed=seed))
+    ]
+    built = report.build(rows, tmp_path, "s")
+    mine = dict(zip(built.summaries[0].header, built.summaries[0].rows[1], strict=True))
+    assert mine["BD-rate"] == "-30.0 +- 24.8 %"  # t(0.975, 2) * 10 / sqrt(3)
+    assert mine["seeds"] == "3"
+
+
+def test_architectures_are_kept_apart(tmp_path: Path) -> None:
+    rows = [*ROWS, *curve("anchor", 1.0, architecture="llama"), *curve("mine", 0.5, architecture="llama")]
+    built = report.build(rows, tmp_path, "s")
+    assert [table.rows[1][3] for table in built.summaries] == ["-30.0 %", "-50.0 %"]
+    frame = pd.DataFrame(rows).assign(best_coder_bits_per_parameter=lambda f: f["rans_bits_per_parameter"])
+    figure = figures.rate_distortion(frame, ["anchor", "mine"])
+    assert len(figure.axes) == 4
+    for axes in figure.axes:
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+        assert {"anchor", "mine"} <= {line.get_label() for line in axes.get_lines()}
+
+
+def test_destroyed_models_are_cut_off_the_figure_and_counted() -> None:
+    rows = [*ROWS, row("mine", 0.2, 50.0)]
+    frame = pd.DataFrame(rows).assign(best_coder_bits_per_parameter=lambda f: f["rans_bits_per_parameter"])
+    figure = figures.rate_distortion(frame, ["anchor", "mine"])
+    assert figure.axes[0].get_ylim()[1] < 1.0
+    hidden = sum(r["cross_entropy"] > 2 * min(q["cross_entropy"] for q in rows) for r in rows)
+    assert f"{hidden} points" in figure.axes[0].texts[0].get_text()
+
+
+def test_a_curve_without_a_figure_says_why(tmp_path: Path) -> None:
+    built = report.build([*curve("anchor", 1.0), *curve("mine", 0.7)[:3]], tmp_path, "s")
+    assert built.summaries[0].rows[1][3] == "3 points on the front, 4 are needed"
+
+
+def test_the_page_stands_alone_and_escapes_labels(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>"
+    report.build([*curve("anchor", 1.0), *curve(hostile, 0.7)], tmp_path, "s")
+    page = (tmp_path / "s.html").read_text()
+    parser = References()
+    parser.feed(page)
+    assert parser.found == []
+    assert "script" not in parser.tags
+    assert "svg" in parser.tags
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"url\((?!#)", page)
+    assert "@import" not in page
+
+
+def test_failures_and_provenance_are_told(tmp_path: Path) -> None:
+    rows = [*ROWS, {"key": "x", "label": "mine", "seed": 0, "error": "OSError: disk full"}]
+    rows[0] = {**rows[0], "commit": "other", "dirty": True}
+    built = report.build(rows, tmp_path, "s")
+    assert built.failures == ["mine, seed 0: OSError: disk full"]
+    notes = " ".join(built.notes)
+    for words in ("1 seed (0)", "different commits", "uncommitted changes", "torch 2.13.0", "100 steps"):
+        assert words in notes
+    only_failures = report.build(rows[-1:], tmp_path / "failed", "s")
+    assert only_failures.summaries == []
+    assert "disk full" in (tmp_path / "failed" / "s.html").read_text()
+
+
+@pytest.mark.parametrize("width", [90, 100, 160])
+def test_the_summary_fits_a_terminal(tmp_path: Path, width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    built = report.build(ROWS, tmp_path, "s")
+    console = Console(width=width, record=True)
+    built.print_summary(console)
+    text = console.export_text()
+    table = [line for line in text.splitlines() if line.startswith(("│", "┃", "┏", "└"))]
+    assert table
+    assert max(map(len, table)) <= width
+    assert "-30.0 %" in text
