@@ -91,12 +91,12 @@ def summary(group: pd.DataFrame, labels: Sequence[str], anchor: str, where: str)
                 *smallest,
             ]
         )
+    loss = f"one point of {metric}" if _is_rate(metric) else f"1 % of {metric}"
     note = (
         f"BD-rate: mean change in bits at equal test cross entropy against '{anchor}' (Pareto fronts, Akima; each "
-        "seed by itself, +- 95 % interval over seeds); bits per coded parameter under the best coder. In brackets: the share "
-        "of the anchor's range that the overlap covers. 'Kept' is the smallest file that loses at most "
-        + ("one point of " + metric if _is_rate(metric) else f"1 % of {metric}")
-        + " against normal training without compression, mean over seeds."
+        "seed by itself, +- 95 % interval over seeds); bits per coded parameter under the best coder. In brackets: "
+        "the share of the anchor's range that the overlap covers. 'Kept' is the smallest file that loses at most "
+        f"{loss} against normal training without compression, mean over seeds."
     )
     return Table(f"Summary: {where}", note, header, rows)
 

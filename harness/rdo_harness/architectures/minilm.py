@@ -61,7 +61,11 @@ class MiniLM(Architecture):
         try:
             with seeded(seed):
                 loaded: Any = BertForSequenceClassification.from_pretrained(
-                    self._directory(), output_loading_info=True, dtype=torch.float32, **options
+                    self._directory(),
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    dtype=torch.float32,
+                    **options,
                 )
                 model, info = loaded
         finally:
