@@ -34,6 +34,7 @@ class Budget:
         learning_rate: peak of the schedule.
         weight_decay: decoupled weight decay of AdamW.
         warmup: share of the steps in which the learning rate rises.
+        eps: of AdamW, added to the root of its second moment.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class Budget:
     learning_rate: float
     weight_decay: float = 0.0
     warmup: float = 0.1
+    eps: float = 1e-8
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ def _train(
     model = architecture.build(seed, prepared.task)
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=budget.learning_rate, eps=budget.eps, weight_decay=budget.weight_decay, fused=True
+    )
     warmup = max(1, round(budget.warmup * budget.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (budget.steps - step) / max(budget.steps - warmup, 1))
