@@ -2,6 +2,8 @@
 
 Decoders return the number of bits read, or -1 when the payload is too short or not a code. They read from a copy of
 the payload with eight zero bytes appended, so that a 64-bit window never leaves it.
+
+Each encoder writes out its bits in its own loop: shared, as a compiled function, that was 1.4 to 4 times slower.
 """
 
 from __future__ import annotations
