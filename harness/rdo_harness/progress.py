@@ -94,7 +94,7 @@ class ProgressDisplay:
         self._points += 1
         self._point_seconds.append(seconds)
         if "error" in row:
-            self.console.print(f"{self._clock()}   [red]failed[/red] {row['label']}: {row['error']}", markup=True)
+            self.console.print(f"{self._clock()}   failed {row['label']}: {row['error']}", style="red", markup=False)
         else:
             self.console.print(f"{self._clock()}   {_summary(row)}", highlight=False)
         if self._bars is not None:

@@ -141,7 +141,6 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
     prepared = _prepared(cell.suite.task, cell.architecture)
     evaluation = prepared.evaluate(model, "test")
     evaluated = time.perf_counter()
-    validation = prepared.evaluate(model, "validation")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     distinct = {id(tensor): tensor.symbols.numpy() for tensor in quantized.values()}  # tied weights count once
     return {
@@ -154,8 +153,6 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
         "metric_name": cell.suite.task.metric_name,
         "metric": evaluation.metric,
         "cross_entropy": evaluation.cross_entropy,
-        "validation_metric": validation.metric,
-        "validation_cross_entropy": validation.cross_entropy,
         "test_items": evaluation.items,
         "uncompressed_metric": source.metric,
         "uncompressed_cross_entropy": source.cross_entropy,
