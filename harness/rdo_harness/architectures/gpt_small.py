@@ -21,6 +21,8 @@ class GPTSmall(ByteArchitecture):
 
     Attributes:
         width, layers, heads: size of the model.
+        init: standard deviation of the random weights. The 0.02 of large models is too small for this width: in a
+            minute of training it ended at 3.6 bits per byte of validation text where 0.06 ended at 3.2.
         dropout: off by default, since short trainings see no byte twice.
     """
 
@@ -29,6 +31,7 @@ class GPTSmall(ByteArchitecture):
     width: int = 192
     layers: int = 3
     heads: int = 6
+    init: float = 0.06
     dropout: float = 0.0
 
     def build(self, seed: int, task: Task) -> torch.nn.Module:
@@ -41,6 +44,7 @@ class GPTSmall(ByteArchitecture):
             n_embd=self.width,
             n_layer=self.layers,
             n_head=self.heads,
+            initializer_range=self.init,
             resid_pdrop=self.dropout,
             embd_pdrop=self.dropout,
             attn_pdrop=self.dropout,

@@ -21,6 +21,8 @@ class LlamaSmall(ByteArchitecture):
 
     Attributes:
         width, intermediate, layers, heads: size of the model.
+        init: standard deviation of the random weights. The 0.02 of large models is too small for this width: in a
+            minute of training it ended at 3.1 bits per byte of validation text where 0.06 ended at 2.8.
     """
 
     name: ClassVar[str] = "llama-small"
@@ -29,6 +31,7 @@ class LlamaSmall(ByteArchitecture):
     intermediate: int = 512
     layers: int = 3
     heads: int = 6
+    init: float = 0.06
 
     def build(self, seed: int, task: Task) -> torch.nn.Module:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -41,6 +44,7 @@ class LlamaSmall(ByteArchitecture):
             intermediate_size=self.intermediate,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
+            initializer_range=self.init,
             tie_word_embeddings=False,
             pad_token_id=None,
             bos_token_id=None,
