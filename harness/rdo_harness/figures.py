@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from rdo_harness.metrics import pareto_front
+from rdo_harness.metrics import metric_title, pareto_front
 
 # Okabe & Ito's palette, told apart with any colour vision; markers repeat the distinction.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -50,10 +50,10 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
                 _crop(panel, shown[column], reference, len(group))
             metric = str(group["metric_name"].iloc[0])
             losses.set_ylabel("test cross entropy (nats)")
-            metrics.set_ylabel(f"test {metric.replace('_', ' ')}")
+            metrics.set_ylabel(f"test {metric_title(metric)}")
             seeds = group["seed"].nunique()
             losses.set_title(f"{architecture} on {task}, {seeds} seed{'s' if seeds > 1 else ''}: lower left is better")
-            metrics.set_title(f"{metric.replace('_', ' ')}")
+            metrics.set_title(metric_title(metric))
             for panel in (losses, metrics):
                 panel.set_xlabel("bits per coded parameter, best coder, tables and scales included")
                 panel.grid(alpha=0.25, linewidth=0.6)

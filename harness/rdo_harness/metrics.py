@@ -50,15 +50,17 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def bd_rate(anchor: Sequence[Point], test: Sequence[Point]) -> BDRate:
-    """Compare two curves on their Pareto fronts, in the logarithm of the rate, by Akima interpolation.
+    """Compare two curves on their Pareto fronts, in the logarithm of the rate, by monotone cubics (PCHIP).
 
-    Non-finite points are left out. There is no figure with fewer than four points on a front, or without an overlap.
+    Fronts are monotone and so must what runs through them be: where two of its points differ little in cross entropy
+    and much in rate, Akima's splines overshoot, to -100 % in a case we met. Non-finite points are left out. There is
+    no figure with fewer than four points on a front, or without an overlap.
     """
     fronts = [pareto_front([point for point in curve if all(map(math.isfinite, point))]) for curve in (anchor, test)]
     sizes = (len(fronts[0]), len(fronts[1]))
     if min(sizes) < MIN_POINTS:
-        which = "the anchor's front" if sizes[0] < MIN_POINTS else "the front"
-        return BDRate(None, None, 0.0, sizes, f"{min(sizes)} points on {which}, {MIN_POINTS} are needed")
+        which = "anchor's front" if sizes[0] < MIN_POINTS else "front"
+        return BDRate(None, None, 0.0, sizes, f"{which} has {min(sizes)} of {MIN_POINTS} points")
     low = max(front[-1][1] for front in fronts)
     high = min(front[0][1] for front in fronts)
     if low >= high:
@@ -73,13 +75,18 @@ def bd_rate(anchor: Sequence[Point], test: Sequence[Point]) -> BDRate:
             quality[0],
             rates[1],
             quality[1],
-            method="akima",
+            method="pchip",
             require_matching_points=False,
             min_overlap=0.0,
         )
     )
     coverage = (high - low) / (fronts[0][0][1] - fronts[0][-1][1])
     return BDRate(percent, (low, high), coverage, sizes)
+
+
+def metric_title(name: str) -> str:
+    """A metric's name as people write it: ``bits/byte`` for ``bits_per_byte``."""
+    return name.replace("_per_", "/").replace("_", " ")
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from rdo_harness import training
+from rdo_harness.metrics import metric_title
 from rdo_harness.results import Row
 from rdo_harness.run import Cell
 
@@ -29,6 +30,7 @@ class ProgressDisplay:
         self._training_seconds: list[float] = []
         self._point_seconds: list[float] = []
         self._in_training: tuple[float, float] | None = None
+        self._headed = False
 
     def __enter__(self) -> ProgressDisplay:
         return self
@@ -96,7 +98,11 @@ class ProgressDisplay:
         if "error" in row:
             self.console.print(f"{self._clock()}   failed {row['label']}: {row['error']}", style="red", markup=False)
         else:
-            self.console.print(f"{self._clock()}   {_summary(row)}", highlight=False)
+            if not self._headed:
+                metric = metric_title(row["metric_name"])
+                self.console.print(f"{'':7}{_line('method', 'setting', metric, 'nats', 'bits/param')}", style="bold")
+                self._headed = True
+            self.console.print(f"{self._clock()} {_summary(row)}", highlight=False, markup=False)
         if self._bars is not None:
             self._bars.update(self._overall, completed=self._points, note=self._left())
 
@@ -115,24 +121,32 @@ class ProgressDisplay:
         left = mean * max(trainings - share, 0.0) + _mean(self._point_seconds, 5.0) * (
             self._total_points - self._points
         )
-        return f", about {max(1, round(left / 60))} min left" if left > 50 else ", under a minute left"
+        return f", ~{max(1, round(left / 60))} min left" if left > 50 else ", under a minute left"
 
 
 def _summary(row: Row) -> str:
-    setting = " ".join(
-        f"{name}={row[key]:.4g}"
-        for name, key in (
-            ("lambda", "lam"),
-            ("sparsity", "sparsity_target"),
-            ("step", "step"),
-            ("step/sigma", "relative_step"),
+    setting = ", ".join(
+        form.format(row[key])
+        for key, form in (
+            ("lam", "lambda {:g}"),
+            ("sparsity_target", "{:.0%} zeros"),
+            ("step", "step {:.4g}"),
+            ("relative_step", "{:g} sigma"),
         )
         if row.get(key) is not None
     )
-    return (
-        f"{row['label']:<22} {setting:<28} {row['metric_name']} {row['metric']:.4f}  "
-        f"cross entropy {row['cross_entropy']:.4f}  {row['file_bits_per_parameter']:.3f} bits/parameter on disk"
+    return _line(
+        row["label"],
+        setting,
+        f"{row['metric']:.4f}",
+        f"{row['cross_entropy']:.4f}",
+        f"{row['file_bits_per_parameter']:.3f}",
     )
+
+
+def _line(label: str, setting: str, metric: str, nats: str, bits: str) -> str:
+    """The columns of a finished point; with the clock before them, lines fit into 80 characters."""
+    return f"{label:<19} {setting:<24} {metric:>9} {nats:>6} {bits:>10}"
 
 
 def _mean(values: list[float], default: float = 0.0) -> float:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_NOT_ON_A_TERMINAL = ("points", "seeds", "BD-rate, file")
+"""Columns of the summary that would not fit into 80 characters beside the others."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What was built and where it is."""
@@ -32,12 +36,25 @@ class Report:
         from rich.text import Text
 
         for shown in self.summaries:
-            table = RichTable(title=shown.title, caption=shown.note, title_style="bold", caption_justify="left")
-            for number, name in enumerate(shown.header):
-                table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+            columns = [number for number, name in enumerate(shown.header) if name not in _NOT_ON_A_TERMINAL]
+            table = RichTable(
+                title=shown.title,
+                caption=shown.note,
+                title_style="bold",
+                title_justify="left",
+                caption_justify="left",
+                box=None,
+                pad_edge=False,
+            )
+            for number in columns:
+                name = shown.header[number]
+                whole = name in ("method", "overlap (nats)")
+                table.add_column(Text(name), justify="right" if number else "left", overflow="fold", no_wrap=whole)
             for row in shown.rows:
-                table.add_row(*(Text(cell) for cell in row))
+                table.add_row(*(Text(row[number]) for number in columns))
+            console.print()
             console.print(table)
+            console.print()
         for note in self.notes:
             console.print(Text(f"note: {note}"), highlight=False)
         for failure in self.failures:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from rdo_harness.metrics import BDRate, Interval, bd_rate, interval
+from rdo_harness.metrics import BDRate, Interval, bd_rate, interval, metric_title
 
 CODERS = {
     "fixed length": "fixed_length_bits_per_parameter",
@@ -64,7 +64,7 @@ def summary(group: pd.DataFrame, labels: Sequence[str], anchor: str, where: str)
         "BD-rate",
         "BD-rate, file",
         "overlap (nats)",
-        f"{metric} kept: bits/param",
+        f"{metric_title(metric)} kept: bits/param",
         "MB",
         "of bf16",
     ]
@@ -91,12 +91,12 @@ def summary(group: pd.DataFrame, labels: Sequence[str], anchor: str, where: str)
                 *smallest,
             ]
         )
-    loss = f"one point of {metric}" if _is_rate(metric) else f"1 % of {metric}"
+    loss = f"one point of {metric}" if _is_rate(metric) else f"1 % in {metric_title(metric)}"
     note = (
-        f"BD-rate: mean change in bits at equal test cross entropy against '{anchor}' (Pareto fronts, Akima; each "
-        "seed by itself, +- 95 % interval over seeds); bits per coded parameter under the best coder. In brackets: "
-        "the share of the anchor's range that the overlap covers. 'Kept' is the smallest file that loses at most "
-        f"{loss} against normal training without compression, mean over seeds."
+        f"BD-rate: mean change in bits at equal test cross entropy against '{anchor}' (Pareto fronts of at least four "
+        "points, PCHIP; each seed by itself, +- 95 % interval over seeds); bits per coded parameter under the best "
+        "coder. In brackets: the share of the anchor's range that the overlap covers. 'Kept' is the smallest file that "
+        f"loses at most {loss} against normal training without compression, mean over seeds."
     )
     return Table(f"Summary: {where}", note, header, rows)
 
@@ -125,7 +125,7 @@ def _smallest(part: pd.DataFrame, reference: pd.DataFrame, metric: str) -> list[
 
 def operating_points(group: pd.DataFrame, where: str) -> Table:
     metric = str(group["metric_name"].iloc[0])
-    header = ["method", "seed", "lambda", "step", "sparsity asked", metric, "cross entropy (nats)"]
+    header = ["method", "seed", "lambda", "step", "sparsity asked", metric_title(metric), "cross entropy (nats)"]
     header += [f"{name} (bits)" for name in CODERS] + ["best k", "entropy (bits)", "file (MB)", "zeros", "shape nu"]
     header += ["training (s)", "peak memory (MB)"]
     rows = []
@@ -164,7 +164,7 @@ def papers_presentation(group: pd.DataFrame, labels: Sequence[str], where: str) 
         "method",
         "lambda",
         "step",
-        metric,
+        metric_title(metric),
         "fixed length",
         "EG0",
         "EG best k",

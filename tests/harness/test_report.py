@@ -142,7 +142,7 @@ def test_destroyed_models_are_cut_off_the_figure_and_counted() -> None:
 
 def test_a_curve_without_a_figure_says_why(tmp_path: Path) -> None:
     built = report.build([*curve("anchor", 1.0), *curve("mine", 0.7)[:3]], tmp_path, "s")
-    assert built.summaries[0].rows[1][3] == "3 points on the front, 4 are needed"
+    assert built.summaries[0].rows[1][3] == "front has 3 of 4 points"
 
 
 def test_the_page_stands_alone_and_escapes_labels(tmp_path: Path) -> None:
