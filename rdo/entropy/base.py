@@ -48,6 +48,13 @@ class EntropyModel(ABC):
     def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
         """Return P(W <= x) in float64, the size of ``x``; accurate in the lower tail."""
 
+    def power_law(self, theta: Tensor) -> Tensor | None:
+        """Return (nu, c, eps), float64 [..., 3], if the rate is ``c * (|w| + eps)^nu``, else None.
+
+        The CPU has compiled loops for that form; the others go through :meth:`rate_and_slope` in cache blocks.
+        """
+        return None
+
     def lam_from_paper(self, lam: float, theta: Tensor) -> float:
         """Convert the paper's lambda (which multiplies ``mean (|w|+eps)^nu``) to loss per bit per parameter.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
-from rdo.entropy.generalized_gaussian import TINY_SIGMA
+from rdo.entropy.generalized_gaussian import TINY_SIGMA, power_law
 
 
 @ENTROPY_MODELS.register("gaussian")
@@ -28,6 +28,10 @@ class Gaussian(EntropyModel):
     def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         slope = weight / (theta[..., 0].square() * LN2)
         return 0.5 * weight * slope, slope
+
+    def power_law(self, theta: Tensor) -> Tensor:
+        sigma = theta[..., 0]
+        return power_law(torch.full_like(sigma, 2.0), math.sqrt(2.0) * sigma, eps=0.0)
 
     def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
         # torch.special.ndtr loses the lower tail beyond 8 sigma.

@@ -24,6 +24,11 @@ def power_rate_and_slope(weight: Tensor, shape: Tensor, scale: Tensor, eps: floa
     return (power * magnitude).mul_(per_power), weight.detach().sign().mul_(power).mul_(shape * per_power)
 
 
+def power_law(shape: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """The parameters (nu, c, eps) of :func:`power_rate_and_slope`, float64 [..., 3]."""
+    return torch.stack([shape, scale**-shape / LN2, torch.full_like(shape, eps)], dim=-1)
+
+
 def power_cdf(x: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
     """Cumulative distribution of the generalized Gaussian, in float64."""
     x = x.to(torch.float64)
@@ -64,6 +69,10 @@ class GeneralizedGaussian(EntropyModel):
     def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         shape, scale = theta.unbind(-1)
         return power_rate_and_slope(weight, shape, scale, self.eps)
+
+    def power_law(self, theta: Tensor) -> Tensor:
+        shape, scale = theta.unbind(-1)
+        return power_law(shape, scale, self.eps)
 
     def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
         shape, scale = theta.unbind(-1)

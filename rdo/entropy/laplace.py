@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
-from rdo.entropy.generalized_gaussian import TINY_SIGMA
+from rdo.entropy.generalized_gaussian import TINY_SIGMA, power_law
 
 
 @ENTROPY_MODELS.register("laplace")
@@ -26,6 +26,9 @@ class Laplace(EntropyModel):
     def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         per_unit = 1.0 / (theta[..., 0] * LN2)
         return weight.abs() * per_unit, weight.detach().sign() * per_unit
+
+    def power_law(self, theta: Tensor) -> Tensor:
+        return power_law(torch.ones_like(theta[..., 0]), theta[..., 0], eps=0.0)
 
     def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
         x = x.to(torch.float64)

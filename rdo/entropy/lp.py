@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
-from rdo.entropy.generalized_gaussian import check_eps, power_cdf, power_rate_and_slope, scale_of
+from rdo.entropy.generalized_gaussian import check_eps, power_cdf, power_law, power_rate_and_slope, scale_of
 from rdo.errors import ConfigError
 
 
@@ -41,6 +41,10 @@ class Lp(EntropyModel):
 
     def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         return power_rate_and_slope(weight, self._shape(theta), theta[..., 0], self.eps)
+
+    def power_law(self, theta: Tensor) -> Tensor:
+        scale = theta[..., 0]
+        return power_law(torch.full_like(scale, self.p), scale, self.eps)
 
     def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
         return power_cdf(x, self._shape(theta), theta[..., 0])

@@ -1,40 +1,26 @@
-"""The rate term over cache blocks: no temporary of the size of the weights, no compiler.
-
-Each operation walks the weights in blocks that stay in a core's cache and evaluates the family's own eager expressions
-there. The same code runs on any device and with any family.
-
-Legend: T tensors, K parameters of the family; theta is float64 of size [K], or [T, K] for parameters per tensor.
-"""
+"""The rate term on a CPU: compiled loops for power laws over contiguous float32, cache blocks for everything else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-MOMENTS = ("count", "sum_abs", "sum_sq", "zeros", "max_abs")
-"""Columns of what :func:`moments` returns. All but the last add up over tensors and over machines."""
+from rdo_kernels.cpu import blocks
+from rdo_kernels.cpu.chunks import chunk_table, over_threads, sum_by_tensor
+from rdo_kernels.types import MOMENTS, Preconditioner, RateFamily
 
-_BLOCK_PER_THREAD = 1 << 16
-_FLOATS = (torch.float32, torch.float64)
+A = TypeVar("A")
 
+SCALE, FACTOR, FLOOR, LAW = 3, 4, 5, 6
+"""Columns of the compiled loops' laws, after (nu, c, eps), and how many there are."""
 
-class RateFamily(Protocol):
-    """What the kernels need to know of a family: its elementwise training rate (bits) and the slope of it."""
-
-    def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rate in bits and d rate / d weight, both of the size and dtype of ``weight``."""
-        ...
-
-
-class Preconditioner(NamedTuple):
-    """What an Adam-like optimizer divides its step by: ``sqrt(second_moment) * factor + eps``."""
-
-    second_moment: Tensor
-    factor: float
-    eps: float
+_LEAST_EPS = 1e-30
+"""Below this, |w| + eps may be denormal, which the compiled logarithm does not take."""
 
 
 def moments(weights: Sequence[Tensor]) -> Tensor:
@@ -43,26 +29,31 @@ def moments(weights: Sequence[Tensor]) -> Tensor:
     Sums are accumulated in float64 in a fixed order. NaN and infinity propagate into the sums.
     """
     out = torch.zeros(len(weights), len(MOMENTS), dtype=torch.float64)
-    for row, weight in zip(out, weights, strict=True):
-        row[0] = weight.numel()
-        buffer = torch.empty(min(_block_size(), weight.numel()), dtype=torch.float64, device=weight.device)
-        for (block,) in _blocks(weight.detach()):
-            # One copy makes the block contiguous and exact in float64; every later pass reads it from the cache.
-            values = buffer[: block.numel()]
-            values.view(block.shape).copy_(block).abs_()
-            zeros = block.numel() - torch.count_nonzero(values)
-            row[1:4] += torch.stack([values.sum(), values.dot(values), zeros]).cpu()
-            row[4] = torch.maximum(row[4], values.amax().cpu())
+    fast = [index for index, weight in enumerate(weights) if _is_plain(weight)]
+    slow = _without(fast, len(weights))
+    out[slow] = blocks.moments(_take(weights, slow))
+    if fast:
+        from rdo_kernels.cpu import power
+
+        chunks = chunk_table(_take(weights, fast))
+        sums = np.zeros((len(chunks), 4))
+        over_threads(lambda span: power.moments(chunks[span], sums[span]), len(chunks))
+        largest = np.zeros(len(fast))
+        with np.errstate(invalid="ignore"):
+            np.maximum.at(largest, chunks[:, 3], sums[:, 3])  # NaN propagates
+        counts = np.array([weights[index].numel() for index in fast], np.float64)
+        columns = [counts, *sum_by_tensor(sums[:, :3], chunks, len(fast)).T, largest]
+        out[fast] = torch.from_numpy(np.stack(columns, axis=1))
     return out
 
 
 def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> Tensor:
     """Return the sum of the training rate over each tensor, in bits: float64 [T]."""
-    total = torch.zeros(len(weights), dtype=torch.float64)
-    for index, weight, law in _with_theta(weights, theta):
-        for (block,) in _blocks(weight.detach()):
-            total[index] += family.rate_and_slope(_upcast(block), law)[0].sum().cpu()
-    return total
+    bits = torch.zeros(len(weights), dtype=torch.float64)
+    laws, fast, slow = _laws(weights, None, family, theta)
+    bits[fast] = _compiled("rate", _take(weights, fast), None, laws)
+    bits[slow] = blocks.rate(_take(weights, slow), family, _take_theta(theta, slow))
+    return bits
 
 
 def add_rate_gradient(
@@ -73,13 +64,15 @@ def add_rate_gradient(
     scales: Sequence[float],
 ) -> Tensor:
     """Add ``scale * slope(w)`` to each gradient in place and return the rate of each tensor, in bits: float64 [T]."""
-    total = torch.zeros(len(weights), dtype=torch.float64)
-    for index, weight, law in _with_theta(weights, theta):
-        for block, gradient in _blocks(weight.detach(), gradients[index]):
-            bits, slope = family.rate_and_slope(_upcast(block), law)
-            gradient.add_(slope, alpha=scales[index])
-            total[index] += bits.sum().cpu()
-    return total
+    bits = torch.zeros(len(weights), dtype=torch.float64)
+    laws, fast, slow = _laws(weights, gradients, family, theta)
+    laws[:, SCALE] = _take(scales, fast)
+    written = _take(gradients, fast)
+    bits[fast] = _compiled("add_slope", _take(weights, fast), written, laws, written=written)
+    bits[slow] = blocks.add_rate_gradient(
+        _take(weights, slow), _take(gradients, slow), family, _take_theta(theta, slow), _take(scales, slow)
+    )
+    return bits
 
 
 def subtract_rate_gradient(
@@ -89,14 +82,15 @@ def subtract_rate_gradient(
 
     Nothing keeps a weight from crossing zero: this is the decoupled step of BackSlash's published code.
     """
-    total = torch.zeros(len(weights), dtype=torch.float64)
-    for index, weight, law in _with_theta(weights, theta):
-        for (block,) in _blocks(weight.detach()):
-            values = _upcast(block)
-            bits, slope = family.rate_and_slope(values, law)
-            block.copy_(values.sub_(slope, alpha=scales[index]))
-            total[index] += bits.sum().cpu()
-    return total
+    bits = torch.zeros(len(weights), dtype=torch.float64)
+    laws, fast, slow = _laws(weights, None, family, theta)
+    laws[:, SCALE] = [-scale for scale in _take(scales, fast)]
+    written = _take(weights, fast)
+    bits[fast] = _compiled("add_slope", written, written, laws, written=written)
+    bits[slow] = blocks.subtract_rate_gradient(
+        _take(weights, slow), family, _take_theta(theta, slow), _take(scales, slow)
+    )
+    return bits
 
 
 def proximal_step(
@@ -111,48 +105,77 @@ def proximal_step(
     With preconditioners, t is divided elementwise by what the optimizer divides its own step by. Returns the rate of
     each tensor before the step, in bits: float64 [T].
     """
-    total = torch.zeros(len(weights), dtype=torch.float64)
-    for index, weight, law in _with_theta(weights, theta):
-        preconditioner = preconditioners[index] if preconditioners else None
-        tensors = [weight.detach()] if preconditioner is None else [weight.detach(), preconditioner.second_moment]
-        for block, *second in _blocks(*tensors):
-            values = _upcast(block)
-            bits, slope = family.rate_and_slope(values, law)
-            shrink = slope.abs().mul_(scales[index])
-            if preconditioner is not None:
-                root = second[0].to(shrink.dtype).sqrt()
-                shrink.div_(root.mul_(preconditioner.factor).add_(preconditioner.eps))
-            block.copy_(values.sub_(values.clamp(-shrink, shrink)))
-            total[index] += bits.sum().cpu()
-    return total
+    bits = torch.zeros(len(weights), dtype=torch.float64)
+    seconds = None if preconditioners is None else [preconditioner.second_moment for preconditioner in preconditioners]
+    laws, fast, slow = _laws(weights, seconds, family, theta)
+    laws[:, SCALE] = _take(scales, fast)
+    if preconditioners is not None:
+        laws[:, FACTOR] = [preconditioner.factor for preconditioner in _take(preconditioners, fast)]
+        laws[:, FLOOR] = [preconditioner.eps for preconditioner in _take(preconditioners, fast)]
+    written = _take(weights, fast)
+    others = None if seconds is None else _take(seconds, fast)
+    bits[fast] = _compiled("shrink", written, others, laws, seconds is not None, written=written)
+    bits[slow] = blocks.proximal_step(
+        _take(weights, slow),
+        family,
+        _take_theta(theta, slow),
+        _take(scales, slow),
+        None if preconditioners is None else _take(preconditioners, slow),
+    )
+    return bits
 
 
-def _with_theta(weights: Sequence[Tensor], theta: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    for index, weight in enumerate(weights):
-        law = theta[index] if theta.ndim == 2 else theta
-        yield index, weight, law.to(weight.device)
+def _laws(
+    weights: Sequence[Tensor], others: Sequence[Tensor] | None, family: RateFamily, theta: Tensor
+) -> tuple[NDArray[np.float64], list[int], list[int]]:
+    """The laws of the tensors that the compiled loops take, which those are, and which are left."""
+    power_law = family.power_law(theta)
+    if power_law is None:
+        return np.zeros((0, LAW)), [], list(range(len(weights)))
+    parameters = power_law.detach().cpu().expand(len(weights), -1).numpy()
+    fast = []
+    for index, (weight, (nu, _, eps)) in enumerate(zip(weights, parameters, strict=True)):
+        other = weight if others is None else others[index]
+        if _is_plain(weight) and _is_plain(other) and (eps >= _LEAST_EPS or nu in (1.0, 2.0)):
+            fast.append(index)
+    laws = np.zeros((len(fast), LAW))
+    laws[:, :3] = parameters[fast]
+    return laws, fast, _without(fast, len(weights))
 
 
-def _upcast(block: Tensor) -> Tensor:
-    return block if block.dtype in _FLOATS else block.to(torch.float32)
+def _compiled(
+    name: str,
+    weights: Sequence[Tensor],
+    others: Sequence[Tensor] | None,
+    laws: NDArray[np.float64],
+    *options: bool,
+    written: Sequence[Tensor] = (),
+) -> Tensor:
+    """Run a compiled loop over the chunks of all tensors; float64 [tensors] of bits."""
+    if not weights:
+        return torch.zeros(0, dtype=torch.float64)
+    from rdo_kernels.cpu import power
+
+    loop = getattr(power, name)
+    chunks = chunk_table(weights, others)
+    bits = np.zeros(len(chunks))
+    over_threads(lambda span: loop(chunks[span], laws, *options, bits[span]), len(chunks))
+    for tensor in written:
+        torch.autograd.graph.increment_version(tensor)  # autograd must know, as of any write in place
+    return torch.from_numpy(sum_by_tensor(bits, chunks, len(weights)))
 
 
-def _block_size() -> int:
-    """Elements per block: enough for every thread, and what each thread touches stays in its core's cache."""
-    return _BLOCK_PER_THREAD * torch.get_num_threads()
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield aligned views of at most a block's elements that cover tensors of one size, whatever their layout."""
-    first, limit = tensors[0], _block_size()
-    if all(tensor.is_contiguous() for tensor in tensors):
-        flat = [tensor.view(-1) for tensor in tensors]
-        for start in range(0, first.numel(), limit):
-            yield tuple(tensor[start : start + limit] for tensor in flat)
-    elif first.numel() <= limit:
-        yield tensors
-    else:
-        axis = max(range(first.ndim), key=lambda i: first.shape[i])
-        half = first.shape[axis] // 2
-        for start, length in ((0, half), (half, first.shape[axis] - half)):
-            yield from _blocks(*(tensor.narrow(axis, start, length) for tensor in tensors))
+def _take(items: Sequence[A], indices: Sequence[int]) -> list[A]:
+    return [items[index] for index in indices]
+
+
+def _take_theta(theta: Tensor, indices: Sequence[int]) -> Tensor:
+    return theta[list(indices)] if theta.ndim == 2 else theta
+
+
+def _without(indices: Sequence[int], count: int) -> list[int]:
+    return sorted(set(range(count)) - set(indices))

@@ -1,0 +1,140 @@
+"""The rate term over cache blocks, for any family, dtype, layout and device; no temporary of the size of the weights.
+
+Each operation walks the weights in blocks that stay in a core's cache and evaluates the family's own eager expressions
+there.
+
+Legend: T tensors, K parameters of the family; theta is float64 of size [K], or [T, K] for parameters per tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from rdo_kernels.types import MOMENTS, Preconditioner, RateFamily
+
+_BLOCK_PER_THREAD = 1 << 16
+_FLOATS = (torch.float32, torch.float64)
+
+
+def moments(weights: Sequence[Tensor]) -> Tensor:
+    """Return count, sum |w|, sum w^2, number of zeros and max |w| of each tensor: float64 [T, 5].
+
+    Sums are accumulated in float64 in a fixed order. NaN and infinity propagate into the sums.
+    """
+    out = torch.zeros(len(weights), len(MOMENTS), dtype=torch.float64)
+    for row, weight in zip(out, weights, strict=True):
+        row[0] = weight.numel()
+        buffer = torch.empty(min(_block_size(), weight.numel()), dtype=torch.float64, device=weight.device)
+        for (block,) in _blocks(weight.detach()):
+            # One copy makes the block contiguous and exact in float64; every later pass reads it from the cache.
+            values = buffer[: block.numel()]
+            values.view(block.shape).copy_(block).abs_()
+            zeros = block.numel() - torch.count_nonzero(values)
+            row[1:4] += torch.stack([values.sum(), values.dot(values), zeros]).cpu()
+            row[4] = torch.maximum(row[4], values.amax().cpu())
+    return out
+
+
+def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> Tensor:
+    """Return the sum of the training rate over each tensor, in bits: float64 [T]."""
+    total = torch.zeros(len(weights), dtype=torch.float64)
+    for index, weight, law in _with_theta(weights, theta):
+        for (block,) in _blocks(weight.detach()):
+            total[index] += family.rate_and_slope(_upcast(block), law)[0].sum().cpu()
+    return total
+
+
+def add_rate_gradient(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    family: RateFamily,
+    theta: Tensor,
+    scales: Sequence[float],
+) -> Tensor:
+    """Add ``scale * slope(w)`` to each gradient in place and return the rate of each tensor, in bits: float64 [T]."""
+    total = torch.zeros(len(weights), dtype=torch.float64)
+    for index, weight, law in _with_theta(weights, theta):
+        for block, gradient in _blocks(weight.detach(), gradients[index]):
+            bits, slope = family.rate_and_slope(_upcast(block), law)
+            gradient.add_(slope, alpha=scales[index])
+            total[index] += bits.sum().cpu()
+    return total
+
+
+def subtract_rate_gradient(
+    weights: Sequence[Tensor], family: RateFamily, theta: Tensor, scales: Sequence[float]
+) -> Tensor:
+    """Do ``w -= scale * slope(w)`` in place and return the rate of each tensor before that, in bits: float64 [T].
+
+    Nothing keeps a weight from crossing zero: this is the decoupled step of BackSlash's published code.
+    """
+    total = torch.zeros(len(weights), dtype=torch.float64)
+    for index, weight, law in _with_theta(weights, theta):
+        for (block,) in _blocks(weight.detach()):
+            values = _upcast(block)
+            bits, slope = family.rate_and_slope(values, law)
+            block.copy_(values.sub_(slope, alpha=scales[index]))
+            total[index] += bits.sum().cpu()
+    return total
+
+
+def proximal_step(
+    weights: Sequence[Tensor],
+    family: RateFamily,
+    theta: Tensor,
+    scales: Sequence[float],
+    preconditioners: Sequence[Preconditioner] | None = None,
+) -> Tensor:
+    """Shrink each weight by ``t = scale * |slope(w)|``, stopping at zero: ``w <- sign(w) * max(|w| - t, 0)``.
+
+    With preconditioners, t is divided elementwise by what the optimizer divides its own step by. Returns the rate of
+    each tensor before the step, in bits: float64 [T].
+    """
+    total = torch.zeros(len(weights), dtype=torch.float64)
+    for index, weight, law in _with_theta(weights, theta):
+        preconditioner = preconditioners[index] if preconditioners else None
+        tensors = [weight.detach()] if preconditioner is None else [weight.detach(), preconditioner.second_moment]
+        for block, *second in _blocks(*tensors):
+            values = _upcast(block)
+            bits, slope = family.rate_and_slope(values, law)
+            shrink = slope.abs().mul_(scales[index])
+            if preconditioner is not None:
+                root = second[0].to(shrink.dtype).sqrt()
+                shrink.div_(root.mul_(preconditioner.factor).add_(preconditioner.eps))
+            block.copy_(values.sub_(values.clamp(-shrink, shrink)))
+            total[index] += bits.sum().cpu()
+    return total
+
+
+def _with_theta(weights: Sequence[Tensor], theta: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    for index, weight in enumerate(weights):
+        law = theta[index] if theta.ndim == 2 else theta
+        yield index, weight, law.to(weight.device)
+
+
+def _upcast(block: Tensor) -> Tensor:
+    return block if block.dtype in _FLOATS else block.to(torch.float32)
+
+
+def _block_size() -> int:
+    """Elements per block: enough for every thread, and what each thread touches stays in its core's cache."""
+    return _BLOCK_PER_THREAD * torch.get_num_threads()
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield aligned views of at most a block's elements that cover tensors of one size, whatever their layout."""
+    first, limit = tensors[0], _block_size()
+    if all(tensor.is_contiguous() for tensor in tensors):
+        flat = [tensor.view(-1) for tensor in tensors]
+        for start in range(0, first.numel(), limit):
+            yield tuple(tensor[start : start + limit] for tensor in flat)
+    elif first.numel() <= limit:
+        yield tensors
+    else:
+        axis = max(range(first.ndim), key=lambda i: first.shape[i])
+        half = first.shape[axis] // 2
+        for start, length in ((0, half), (half, first.shape[axis] - half)):
+            yield from _blocks(*(tensor.narrow(axis, start, length) for tensor in tensors))
