@@ -130,7 +130,7 @@ def _summary(row: Row) -> str:
         for key, form in (
             ("lam", "lambda {:g}"),
             ("sparsity_target", "{:.0%} zeros"),
-            ("step", "step {:.4g}"),
+            ("step", "step {:.3g}"),
             ("relative_step", "{:g} sigma"),
         )
         if row.get(key) is not None
@@ -146,7 +146,7 @@ def _summary(row: Row) -> str:
 
 def _line(label: str, setting: str, metric: str, nats: str, bits: str) -> str:
     """The columns of a finished point; with the clock before them, lines fit into 80 characters."""
-    return f"{label:<19} {setting:<24} {metric:>9} {nats:>6} {bits:>10}"
+    return f"{label:<19} {setting:<25} {metric:>9} {nats:>6} {bits:>10}"
 
 
 def _mean(values: list[float], default: float = 0.0) -> float:
