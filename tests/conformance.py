@@ -89,7 +89,7 @@ def check_slope(model: EntropyModel) -> None:
 
 
 def check_fused_kernels(model: EntropyModel) -> None:
-    """The operations on a CPU, compiled or in blocks, agree with the law's own expressions, also for a law per tensor."""
+    """The operations on a CPU agree with the law's own expressions, also for a law per tensor."""
     tensors = [weights(n, seed=n).float() for n in (0, 1, 97, 70_001)]
     theta = model.fit(rdo_kernels.moments(tensors))
     assert theta.shape == (4, len(model.theta_names))
