@@ -4,13 +4,25 @@ Weights may have any size and layout and may be float32, bfloat16, float16 or fl
 neither numba nor triton; the modules that need them are loaded at first use.
 """
 
-from rdo_kernels.cpu.rate import add_rate_gradient, moments, proximal_step, rate, subtract_rate_gradient
-from rdo_kernels.types import MOMENTS, Preconditioner, RateFamily
+from rdo_kernels.operations import (
+    BACKENDS,
+    adamw_step,
+    add_rate_gradient,
+    moments,
+    proximal_step,
+    rate,
+    subtract_rate_gradient,
+)
+from rdo_kernels.types import APPLY, MOMENTS, AdamW, Preconditioner, RateFamily
 
 __all__ = [
+    "APPLY",
+    "BACKENDS",
     "MOMENTS",
+    "AdamW",
     "Preconditioner",
     "RateFamily",
+    "adamw_step",
     "add_rate_gradient",
     "moments",
     "proximal_step",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -17,8 +18,13 @@ class RateFamily(Protocol):
         """Return rate in bits and d rate / d weight, both of the size and dtype of ``weight``."""
         ...
 
-    def power_law(self, theta: Tensor) -> Tensor | None:
-        """Return (nu, c, eps), float64 [..., 3], of a rate ``c * (|w| + eps)^nu``, or None if it has another form."""
+    @property
+    def device_fn(self) -> str | None:
+        """``"module:function"`` of a Triton function ``(w, theta) -> (bits, slope)``, or None."""
+        ...
+
+    def device_theta(self, theta: Tensor) -> Tensor:
+        """What the device function takes as theta: float64 [..., D]."""
         ...
 
 
@@ -28,3 +34,37 @@ class Preconditioner(NamedTuple):
     second_moment: Tensor
     factor: float
     eps: float
+
+
+class AdamW(NamedTuple):
+    """Settings of one step of AdamW for one tensor, bias corrections included.
+
+    Attributes:
+        lr, beta1, beta2, eps, weight_decay: as in :class:`torch.optim.AdamW`.
+        step: steps of this tensor, this one included.
+        gradient_factor: multiplies gradients: -1 maximises, 1 / scale undoes a loss scale.
+    """
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    step: float
+    gradient_factor: float = 1.0
+
+    def factors(self) -> tuple[float, float, float, float, float, float, float]:
+        """(decay, beta1, beta2, step size, factor of the second moment's root, eps, gradient factor)."""
+        return (
+            1.0 - self.lr * self.weight_decay,
+            self.beta1,
+            self.beta2,
+            self.lr / (1.0 - self.beta1**self.step),
+            1.0 / math.sqrt(1.0 - self.beta2**self.step),
+            self.eps,
+            self.gradient_factor,
+        )
+
+
+APPLY = ("gradient", "decoupled", "proximal", "preconditioned")
+"""How the rate term enters a step of AdamW: in the gradient, or after the step as in the functions of their names."""

@@ -28,7 +28,11 @@ class EntropyModel(ABC):
     name: ClassVar[str]
     theta_names: ClassVar[tuple[str, ...]]
     device_fn: ClassVar[str | None] = None
-    """``"module:function"`` of a @triton.jit function ``(w, theta...) -> (surrogate, slope)``, or None."""
+    """``"module:function"`` of a @triton.jit function ``(w, theta) -> (rate, slope)``, or None.
+
+    ``w`` is float32, theta a tuple of float32 scalars: what :meth:`device_theta` returns. Without one, the family runs
+    through :meth:`rate_and_slope` in cache blocks on every device.
+    """
 
     @abstractmethod
     def fit(self, moments: Tensor) -> Tensor:
@@ -48,12 +52,9 @@ class EntropyModel(ABC):
     def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
         """Return P(W <= x) in float64, the size of ``x``; accurate in the lower tail."""
 
-    def power_law(self, theta: Tensor) -> Tensor | None:
-        """Return (nu, c, eps), float64 [..., 3], if the rate is ``c * (|w| + eps)^nu``, else None.
-
-        The CPU has compiled loops for that form; the others go through :meth:`rate_and_slope` in cache blocks.
-        """
-        return None
+    def device_theta(self, theta: Tensor) -> Tensor:
+        """What the device function takes as theta, float64 [..., D]; hyperparameters may be among it."""
+        return theta
 
     def lam_from_paper(self, lam: float, theta: Tensor) -> float:
         """Convert the paper's lambda (which multiplies ``mean (|w|+eps)^nu``) to loss per bit per parameter.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
-from rdo.entropy.generalized_gaussian import TINY_SIGMA, power_law
+from rdo.entropy.generalized_gaussian import POWER, TINY_SIGMA, power_law
 
 
 @ENTROPY_MODELS.register("gaussian")
@@ -20,6 +20,7 @@ class Gaussian(EntropyModel):
 
     name: ClassVar[str] = "gaussian"
     theta_names: ClassVar[tuple[str, ...]] = ("sigma",)
+    device_fn: ClassVar[str | None] = POWER
 
     def fit(self, moments: Tensor) -> Tensor:
         sigma = (moments[..., 2] / moments[..., 0]).sqrt()
@@ -29,7 +30,7 @@ class Gaussian(EntropyModel):
         slope = weight / (theta[..., 0].square() * LN2)
         return 0.5 * weight * slope, slope
 
-    def power_law(self, theta: Tensor) -> Tensor:
+    def device_theta(self, theta: Tensor) -> Tensor:
         sigma = theta[..., 0]
         return power_law(torch.full_like(sigma, 2.0), math.sqrt(2.0) * sigma, eps=0.0)
 

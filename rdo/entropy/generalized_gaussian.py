@@ -16,6 +16,10 @@ TINY_SIGMA = 1e-12
 """Weights smaller than this count as this large, so that a law of zeros stays finite in float32."""
 
 
+POWER = "rdo_kernels.device.power:power"
+"""The device function of ``c * (|w| + eps)^nu``; its theta is that of :func:`power_law`."""
+
+
 def power_rate_and_slope(weight: Tensor, shape: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return ``((|w|+eps)/scale)^nu / ln 2`` and its derivative, sharing one power between the two."""
     magnitude = weight.abs().add_(eps)
@@ -56,6 +60,7 @@ class GeneralizedGaussian(EntropyModel):
 
     name: ClassVar[str] = "generalized_gaussian"
     theta_names: ClassVar[tuple[str, ...]] = ("shape", "scale")
+    device_fn: ClassVar[str | None] = POWER
     eps: float = 0.01
 
     def __post_init__(self) -> None:
@@ -70,7 +75,7 @@ class GeneralizedGaussian(EntropyModel):
         shape, scale = theta.unbind(-1)
         return power_rate_and_slope(weight, shape, scale, self.eps)
 
-    def power_law(self, theta: Tensor) -> Tensor:
+    def device_theta(self, theta: Tensor) -> Tensor:
         shape, scale = theta.unbind(-1)
         return power_law(shape, scale, self.eps)
 

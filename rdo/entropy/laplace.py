@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
-from rdo.entropy.generalized_gaussian import TINY_SIGMA, power_law
+from rdo.entropy.generalized_gaussian import POWER, TINY_SIGMA, power_law
 
 
 @ENTROPY_MODELS.register("laplace")
@@ -19,6 +19,7 @@ class Laplace(EntropyModel):
 
     name: ClassVar[str] = "laplace"
     theta_names: ClassVar[tuple[str, ...]] = ("scale",)
+    device_fn: ClassVar[str | None] = POWER
 
     def fit(self, moments: Tensor) -> Tensor:
         return (moments[..., 1] / moments[..., 0]).nan_to_num(0.0).clamp(min=TINY_SIGMA).unsqueeze(-1)
@@ -27,7 +28,7 @@ class Laplace(EntropyModel):
         per_unit = 1.0 / (theta[..., 0] * LN2)
         return weight.abs() * per_unit, weight.detach().sign() * per_unit
 
-    def power_law(self, theta: Tensor) -> Tensor:
+    def device_theta(self, theta: Tensor) -> Tensor:
         return power_law(torch.ones_like(theta[..., 0]), theta[..., 0], eps=0.0)
 
     def cdf(self, x: Tensor, theta: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
-from rdo.entropy.generalized_gaussian import check_eps, power_cdf, power_law, power_rate_and_slope, scale_of
+from rdo.entropy.generalized_gaussian import POWER, check_eps, power_cdf, power_law, power_rate_and_slope, scale_of
 from rdo.errors import ConfigError
 
 
@@ -27,6 +27,7 @@ class Lp(EntropyModel):
 
     name: ClassVar[str] = "lp"
     theta_names: ClassVar[tuple[str, ...]] = ("scale",)
+    device_fn: ClassVar[str | None] = POWER
     p: float = 1.0
     eps: float = 0.01
 
@@ -42,7 +43,7 @@ class Lp(EntropyModel):
     def rate_and_slope(self, weight: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         return power_rate_and_slope(weight, self._shape(theta), theta[..., 0], self.eps)
 
-    def power_law(self, theta: Tensor) -> Tensor:
+    def device_theta(self, theta: Tensor) -> Tensor:
         scale = theta[..., 0]
         return power_law(torch.full_like(scale, self.p), scale, self.eps)
 

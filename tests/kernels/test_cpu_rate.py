@@ -6,8 +6,10 @@ import math
 import os
 import subprocess
 import sys
+import time
 import tracemalloc
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from rdo.entropy.generalized_gaussian import GeneralizedGaussian
 from rdo.entropy.laplace import Laplace
 from rdo.entropy.lp import Lp
 from rdo_kernels import Preconditioner
-from rdo_kernels.cpu import blocks
+from rdo_kernels.cpu import blocks, pool
 from tests.samples import DTYPES, SIZES, layouts, sample
 
 
@@ -27,8 +29,7 @@ from tests.samples import DTYPES, SIZES, layouts, sample
 class Unknown(Lp):
     """A law of which the compiled loops know nothing."""
 
-    def power_law(self, theta: Tensor) -> None:
-        return None
+    device_fn: ClassVar[str | None] = None
 
 
 FAMILIES = [
@@ -233,6 +234,30 @@ def test_compiled_loops_give_the_same_bits_with_any_number_of_threads() -> None:
     assert len(results) == 1
 
 
+def test_threads_of_python_give_the_same_bits_as_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS and Windows have no libgomp to share."""
+    torch.set_num_threads(3)
+    found = []
+    for parallel in (pool._torch_threads(), None):
+        monkeypatch.setattr(pool, "_torch_threads", lambda parallel=parallel: parallel)
+        weight = sample((1_300_007,))
+        bits = rdo_kernels.proximal_step([weight], FAMILY, THETA, [1e-4])
+        found.append(bits.numpy().tobytes() + weight.numpy().tobytes())
+    assert found[0] == found[1]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libgomp is Linux's")
+def test_torch_threads_are_found_and_share_the_work() -> None:
+    assert pool._torch_threads() is not None
+    torch.set_num_threads(2)
+    weight = sample((8_000_000,))
+    rdo_kernels.rate([weight], FAMILY, THETA)
+    before, begun = time.process_time(), time.thread_time()
+    rdo_kernels.rate([weight], FAMILY, THETA)
+    others = (time.process_time() - before) - (time.thread_time() - begun)
+    assert others > 0.1 * (time.process_time() - before)
+
+
 def test_tensors_of_every_kind_in_one_call() -> None:
     """Contiguous float32 goes to the compiled loops, the others to the blocks; results keep their places."""
     weights = [sample((70_001,)), sample((301, 307)).t(), sample((1000,), torch.bfloat16), sample((5,)), sample((0,))]
@@ -260,18 +285,19 @@ def test_powers_of_any_shape_and_softening(shape: float, eps: float) -> None:
     gradient = torch.zeros_like(weight)
     bits = rdo_kernels.add_rate_gradient([weight], [gradient], family, theta, [1.0])
     expected = family.slope(weight.double(), theta)
-    smallest = 1.2e-38 * shape * float(family.power_law(theta)[1])  # what a float32 power of 0 stands for
+    smallest = 1.2e-38 * shape * float(family.device_theta(theta)[1])  # what a float32 power of 0 stands for
     torch.testing.assert_close(gradient.double(), expected, rtol=2e-6 * max(1.0, shape), atol=smallest)
     assert float(bits) == pytest.approx(float(family.surrogate(weight.double(), theta).sum()), rel=1e-5)
 
 
-def test_softening_that_vanishes_in_float32_is_left_to_the_blocks() -> None:
+def test_softening_that_vanishes_in_float32() -> None:
+    """|w| + eps counts as 2^-126 where it would be denormal; everything else is exact."""
     family = GeneralizedGaussian(eps=1e-40)
-    weight = torch.tensor([1e-40, 1e-39, -0.01])
+    weight = torch.tensor([1e-40, -1e-39, -0.01])
     gradient = torch.zeros(3)
     rdo_kernels.add_rate_gradient([weight], [gradient], family, THETA, [1e-6])
-    expected = 1e-6 * family.slope(weight.double(), THETA)
-    torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=0)
+    least = torch.tensor([2.0**-126 - 1e-40, 1e-40 - 2.0**-126, -0.01], dtype=torch.float64)
+    torch.testing.assert_close(gradient.double(), 1e-6 * family.slope(least, THETA), rtol=1e-4, atol=0)
 
 
 def test_autograd_hears_of_every_write() -> None:

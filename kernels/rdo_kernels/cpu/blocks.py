@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rdo_kernels.types import MOMENTS, Preconditioner, RateFamily
+from rdo_kernels.types import MOMENTS, AdamW, Preconditioner, RateFamily
 
 _BLOCK_PER_THREAD = 1 << 16
 _FLOATS = (torch.float32, torch.float64)
@@ -107,6 +107,54 @@ def proximal_step(
             block.copy_(values.sub_(values.clamp(-shrink, shrink)))
             total[index] += bits.sum().cpu()
     return total
+
+
+def adamw_step(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    firsts: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    settings: Sequence[AdamW],
+    family: RateFamily,
+    theta: Tensor,
+    scales: Sequence[float],
+    apply: str,
+) -> tuple[Tensor, Tensor]:
+    total = torch.zeros(len(weights), dtype=torch.float64)
+    sums = torch.zeros(len(weights), len(MOMENTS), dtype=torch.float64)
+    for index, weight, law in _with_theta(weights, theta):
+        decay, beta1, beta2, step, root_factor, eps, gradient_factor = settings[index].factors()
+        scale = scales[index]
+        groups = (weight.detach(), gradients[index].detach(), firsts[index], seconds[index])
+        sums[index, 0] = weight.numel()
+        for block, gradient, first, second in _blocks(*groups):
+            value = _upcast(block).clone()
+            direction = _upcast(gradient) * gradient_factor
+            if scale != 0.0 and apply == "gradient":
+                bits, slope = family.rate_and_slope(value, law)
+                direction.add_(slope, alpha=scale)
+                total[index] += bits.sum().cpu()
+            first.lerp_(direction.to(first.dtype), 1.0 - beta1)
+            second.mul_(beta2).addcmul_(direction, direction, value=1.0 - beta2)
+            divisor = _upcast(second).sqrt().mul_(root_factor).add_(eps)
+            value.mul_(decay).addcdiv_(_upcast(first), divisor, value=-step)
+            if scale != 0.0 and apply != "gradient":
+                bits, slope = family.rate_and_slope(value, law)
+                total[index] += bits.sum().cpu()
+                if apply == "decoupled":
+                    value.sub_(slope, alpha=scale)
+                else:
+                    shrink = slope.abs().mul_(scale)
+                    if apply == "preconditioned":
+                        shrink.div_(divisor)
+                    value.sub_(value.clamp(-shrink, shrink))
+            block.copy_(value)
+            sums[index, 1:] = _added(sums[index, 1:], moments([block])[0, 1:])
+    return total, sums
+
+
+def _added(sums: Tensor, more: Tensor) -> Tensor:
+    return torch.cat([sums[:3] + more[:3], torch.maximum(sums[3:], more[3:])])
 
 
 def _with_theta(weights: Sequence[Tensor], theta: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

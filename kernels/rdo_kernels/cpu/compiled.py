@@ -1,0 +1,127 @@
+"""The rate term of power laws over contiguous float32 on a CPU, by the compiled pool.
+
+The functions are those of :mod:`rdo_kernels.operations`, which sends here what :func:`takes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rdo_kernels.chunks import TENSOR, Chunks, chunk_table, sum_by_tensor
+from rdo_kernels.cpu import pool
+from rdo_kernels.types import APPLY, AdamW, Preconditioner, RateFamily
+
+POWER = "rdo_kernels.device.power:power"
+_SCALE, _FACTOR, _FLOOR, _COLUMNS = 3, 4, 5, 6
+"""Columns of the loops' laws, after (nu, c, eps), and how many there are."""
+
+
+def takes(tensors: Sequence[Tensor], family: RateFamily | None) -> bool:
+    """Whether the loops know the family (None: no family is involved) and these tensors."""
+    known = family is None or family.device_fn == POWER
+    return known and all(t.dtype == torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors)
+
+
+def moments(weights: Sequence[Tensor]) -> Tensor:
+    chunks = chunk_table(weights)
+    sums = np.empty((len(chunks), 4))
+    pool.run(pool.MOMENTS, chunks, sums=sums)
+    return _moments(sums, chunks, weights)
+
+
+def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> Tensor:
+    return _run(pool.RATE, weights, None, _laws(weights, family, theta))
+
+
+def add_rate_gradient(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    family: RateFamily,
+    theta: Tensor,
+    scales: Sequence[float],
+) -> Tensor:
+    laws = _laws(weights, family, theta)
+    laws[:, _SCALE] = scales
+    return _run(pool.ADD_SLOPE, weights, gradients, laws, written=gradients)
+
+
+def subtract_rate_gradient(
+    weights: Sequence[Tensor], family: RateFamily, theta: Tensor, scales: Sequence[float]
+) -> Tensor:
+    laws = _laws(weights, family, theta)
+    laws[:, _SCALE] = np.negative(scales)
+    return _run(pool.ADD_SLOPE, weights, weights, laws, written=weights)
+
+
+def proximal_step(
+    weights: Sequence[Tensor],
+    family: RateFamily,
+    theta: Tensor,
+    scales: Sequence[float],
+    preconditioners: Sequence[Preconditioner] | None = None,
+) -> Tensor:
+    laws = _laws(weights, family, theta)
+    laws[:, _SCALE] = scales
+    seconds = None
+    if preconditioners is not None:
+        seconds = [preconditioner.second_moment for preconditioner in preconditioners]
+        laws[:, _FACTOR] = [preconditioner.factor for preconditioner in preconditioners]
+        laws[:, _FLOOR] = [preconditioner.eps for preconditioner in preconditioners]
+    return _run(pool.SHRINK, weights, seconds, laws, int(seconds is not None), written=weights)
+
+
+def adamw_step(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    firsts: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    settings: Sequence[AdamW],
+    family: RateFamily,
+    theta: Tensor,
+    scales: Sequence[float],
+    apply: str,
+) -> tuple[Tensor, Tensor]:
+    laws = _laws(weights, family, theta)
+    laws[:, _SCALE] = scales
+    factors = np.array([setting.factors() for setting in settings], np.float64).reshape(len(settings), -1)
+    chunks = chunk_table(weights, gradients, firsts, seconds)
+    bits, sums = np.empty(len(chunks)), np.empty((len(chunks), 4))
+    pool.run(pool.ADAMW, chunks, laws, factors, bits, sums, option=APPLY.index(apply))
+    torch.autograd.graph.increment_version([*weights, *firsts, *seconds])
+    return torch.from_numpy(sum_by_tensor(bits, chunks, len(weights))), _moments(sums, chunks, weights)
+
+
+def _moments(sums: NDArray[np.float64], chunks: Chunks, weights: Sequence[Tensor]) -> Tensor:
+    """The moments of tensors from the sums of their chunks."""
+    largest = np.zeros(len(weights))
+    with np.errstate(invalid="ignore"):
+        np.maximum.at(largest, chunks[:, TENSOR], sums[:, 3])  # NaN propagates
+    counts = np.array([weight.numel() for weight in weights], np.float64)
+    columns = [counts, *sum_by_tensor(sums[:, :3], chunks, len(weights)).T, largest]
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def _laws(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> NDArray[np.float64]:
+    laws = np.zeros((len(weights), _COLUMNS))
+    laws[:, :_SCALE] = family.device_theta(theta).cpu().numpy()
+    return laws
+
+
+def _run(
+    action: int,
+    weights: Sequence[Tensor],
+    others: Sequence[Tensor] | None,
+    laws: NDArray[np.float64],
+    option: int = 0,
+    written: Sequence[Tensor] = (),
+) -> Tensor:
+    chunks = chunk_table(weights, weights if others is None else others)
+    bits = np.zeros(len(chunks))
+    pool.run(action, chunks, laws, bits=bits, option=option)
+    torch.autograd.graph.increment_version(written)  # autograd must know, as of any write in place
+    return torch.from_numpy(sum_by_tensor(bits, chunks, len(weights)))

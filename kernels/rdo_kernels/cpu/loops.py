@@ -1,0 +1,307 @@
+"""Power laws on a CPU, compiled by numba: rate ``c * (|w| + eps)^nu`` and its slope, in one pass over float32 weights.
+
+Each function walks rows of a table of chunks and writes the sums of each chunk, so that results depend neither on the
+number of threads nor on where the weights lie.
+
+Legend: rows of ``chunks`` are those of :mod:`rdo_kernels.chunks`; a second tensor is called "other". A law is
+(nu, c, eps, scale, factor, floor) in float64, one row for each tensor: slopes are multiplied by ``scale``, and divided
+by ``sqrt(other) * factor + floor`` in the preconditioned step. ``bits`` is float64, one for each chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, float32, int32, njit, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic
+
+from rdo_kernels.chunks import ADDRESSES, COUNT, TENSOR
+from rdo_kernels.cpu.pool import ADD_SLOPE, MOMENTS, RATE, SHRINK
+
+# Sums may be reordered into vector lanes, always in the same way. NaN keeps its meaning.
+_OPTIONS: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "boundscheck": False,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+}
+_SMALLEST_NORMAL = np.float32(2.0**-126)
+_RUN = 512
+"""Weights whose float32 lanes are summed before they enter a float64 sum."""
+
+
+def _cast(signature: Any, instruction: str) -> Any:
+    """A compiled function that only changes the type of its argument."""
+
+    def typed(typing_context: Any, value: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, instruction)(arguments[0], context.get_value_type(signature.return_type))
+
+        return signature, build
+
+    return intrinsic(typed)
+
+
+_pointer = _cast(types.CPointer(types.float32)(types.int64), "inttoptr")  # type: ignore[no-untyped-call]
+_integers = _cast(types.CPointer(types.int64)(types.int64), "inttoptr")  # type: ignore[no-untyped-call]
+_doubles = _cast(types.CPointer(types.float64)(types.int64), "inttoptr")  # type: ignore[no-untyped-call]
+_bits_of = _cast(types.int32(types.float32), "bitcast")
+_float_of = _cast(types.float32(types.int32), "bitcast")
+
+
+def _atomic_increment(typing_context: Any, address: Any) -> Any:
+    """Add 1 to the int64 at an address and return what it was; threads never get the same."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer = context.get_value_type(types.int64)
+        pointer = builder.inttoptr(arguments[0], integer.as_pointer())
+        return builder.atomic_rmw("add", pointer, integer(1), "monotonic")
+
+    return types.int64(types.int64), build
+
+
+_next: Any = intrinsic(_atomic_increment)
+
+
+@njit(**_OPTIONS)
+def _log2(x):  # type: ignore[no-untyped-def]
+    """log2 of a positive normal float32, to a few units in the last place: 2 artanh((m - 1) / (m + 1)) / ln 2 + e."""
+    bits = _bits_of(x)
+    # Every integer is cast back: numba computes in 64 bits, at half the vector width.
+    exponent = int32(int32(bits - int32(0x3F3504F3)) >> int32(23))  # so that m is in [sqrt(1/2), sqrt(2))
+    m = _float_of(int32(bits - int32(exponent << int32(23))))
+    s = (m - float32(1.0)) / (m + float32(1.0))
+    t = s * s
+    series = float32(0.32059890) * t + float32(0.41219858)
+    series = series * t + float32(0.57707802)
+    series = series * t + float32(0.96179669)
+    series = series * t + float32(2.88539008)
+    return s * series + float32(exponent)
+
+
+@njit(**_OPTIONS)
+def _exp2(x):  # type: ignore[no-untyped-def]
+    """2^x in float32, 0 below 2^-126 and infinity from 2^127.5: Taylor's series around the nearest integer."""
+    x = min(max(x, float32(-127.0)), float32(128.0))
+    shifted = x + float32(12582912.0)  # 1.5 * 2^23: the sum's low bits are the rounded x
+    k = int32(_bits_of(shifted) - int32(0x4B400000))
+    f = (x - float32(k)) * float32(0.69314718)
+    series = float32(1.0 / 5040.0) * f + float32(1.0 / 720.0)
+    series = series * f + float32(1.0 / 120.0)
+    series = series * f + float32(1.0 / 24.0)
+    series = series * f + float32(1.0 / 6.0)
+    series = series * f + float32(0.5)
+    series = series * f + float32(1.0)
+    series = series * f + float32(1.0)
+    return series * _float_of(int32(int32(k + int32(127)) << int32(23)))
+
+
+@njit(**_OPTIONS)
+def _sign(x):  # type: ignore[no-untyped-def]
+    """-1, 0 or 1, without a branch; NaN for NaN."""
+    return x if x != x else float32(x > float32(0.0)) - float32(x < float32(0.0))
+
+
+@njit(**_OPTIONS)
+def _powers(weights, law, powers):  # type: ignore[no-untyped-def]
+    """Fill ``powers`` with ``(|w| + eps)^(nu - 1)`` and return the sum of the rates, ``c * (|w| + eps)^nu``."""
+    exponent, factor, eps = float32(law[0] - 1.0), float32(law[1]), float32(law[2])
+    if exponent == float32(0.0):
+        for i in range(weights.size):
+            powers[i] = float32(1.0)
+    elif exponent == float32(1.0):
+        for i in range(weights.size):
+            powers[i] = abs(weights[i]) + eps
+    else:
+        for i in range(weights.size):
+            magnitude = max(abs(weights[i]) + eps, _SMALLEST_NORMAL)
+            powers[i] = _exp2(exponent * _log2(magnitude))
+    bits = float32(0.0)
+    for i in range(weights.size):
+        bits += powers[i] * (abs(weights[i]) + eps) * factor
+    return bits
+
+
+@njit(**_OPTIONS)
+def _divide(powers, seconds, root_factor, floor):  # type: ignore[no-untyped-def]
+    """Divide by what Adam divides its step by."""
+    for i in range(seconds.size):
+        powers[i] /= np.sqrt(seconds[i]) * root_factor + floor
+
+
+@njit(**_OPTIONS)
+def _shrink(weights, powers, factor):  # type: ignore[no-untyped-def]
+    """Shrink by ``factor * powers``, stopping at zero."""
+    for i in range(weights.size):
+        weight = weights[i]
+        left = abs(weight) - powers[i] * factor
+        left = float32(0.0) if left <= float32(0.0) else left
+        weights[i] = left * _sign(weight)
+
+
+@njit(**_OPTIONS)
+def _add_sums(weights, sums):  # type: ignore[no-untyped-def]
+    """Add sum |w|, sum w^2 and zeros to ``sums`` and raise its max |w|; NaN and infinity propagate."""
+    sum_abs = 0.0
+    sum_sq = 0.0
+    zeros = 0
+    largest = int32(0)  # of the bits of |w|, which are ordered as |w| is, with NaN above infinity
+    for i in range(weights.size):
+        magnitude = abs(weights[i])
+        value = np.float64(magnitude)
+        sum_abs += value
+        sum_sq += value * value
+        zeros += int(magnitude == float32(0.0))
+        largest = max(largest, _bits_of(magnitude))
+    sums[0] += sum_abs
+    sums[1] += sum_sq
+    sums[2] += zeros
+    top = np.float64(_float_of(largest))
+    if top > sums[3] or top != top:
+        sums[3] = top
+
+
+@njit(**_OPTIONS)
+def moments(chunks, sums):  # type: ignore[no-untyped-def]
+    """Fill ``sums`` (float64 [chunks, 4]) with sum |w|, sum w^2, zeros and max |w|; NaN and infinity propagate."""
+    for row in range(chunks.shape[0]):
+        weights = carray(_pointer(chunks[row, ADDRESSES]), chunks[row, COUNT])
+        sums[row] = 0.0
+        for begin in range(0, weights.size, _RUN):  # run by run, as in a step, so that both give the same bits
+            _add_sums(weights[begin : begin + _RUN], sums[row])
+
+
+@njit(**_OPTIONS)
+def rate(chunks, laws, bits):  # type: ignore[no-untyped-def]
+    """Rate of the weights."""
+    powers = np.empty(_RUN, np.float32)
+    for row in range(chunks.shape[0]):
+        law = laws[chunks[row, TENSOR]]
+        weights = carray(_pointer(chunks[row, ADDRESSES]), chunks[row, COUNT])
+        bits[row] = 0.0
+        for begin in range(0, weights.size, _RUN):
+            bits[row] += _powers(weights[begin : begin + _RUN], law, powers)
+
+
+@njit(**_OPTIONS)
+def add_slope(chunks, laws, bits):  # type: ignore[no-untyped-def]
+    """Add the scaled slope to the other tensor, which may be the weights themselves; rate before that."""
+    powers = np.empty(_RUN, np.float32)
+    for row in range(chunks.shape[0]):
+        law = laws[chunks[row, TENSOR]]
+        factor = float32(law[0] * law[1] * law[3])
+        weights = carray(_pointer(chunks[row, ADDRESSES]), chunks[row, COUNT])
+        others = carray(_pointer(chunks[row, ADDRESSES + 1]), chunks[row, COUNT])
+        bits[row] = 0.0
+        for begin in range(0, weights.size, _RUN):
+            run = weights[begin : begin + _RUN]
+            other = others[begin : begin + _RUN]
+            bits[row] += _powers(run, law, powers)
+            for i in range(run.size):
+                powers[i] *= factor * _sign(run[i])
+            for i in range(run.size):
+                other[i] += powers[i]
+
+
+@njit(**_OPTIONS)
+def shrink(chunks, laws, preconditioned, bits):  # type: ignore[no-untyped-def]
+    """Shrink the weights by the scaled slope, stopping at zero; rate before that."""
+    powers = np.empty(_RUN, np.float32)
+    for row in range(chunks.shape[0]):
+        law = laws[chunks[row, TENSOR]]
+        factor = float32(law[0] * law[1] * law[3])
+        root_factor, floor = float32(law[4]), float32(law[5])
+        weights = carray(_pointer(chunks[row, ADDRESSES]), chunks[row, COUNT])
+        others = carray(_pointer(chunks[row, ADDRESSES + 1]), chunks[row, COUNT])
+        bits[row] = 0.0
+        for begin in range(0, weights.size, _RUN):
+            run = weights[begin : begin + _RUN]
+            bits[row] += _powers(run, law, powers)
+            if preconditioned:
+                _divide(powers, others[begin : begin + _RUN], root_factor, floor)
+            _shrink(run, powers, factor)
+
+
+@njit(**_OPTIONS)
+def adamw(chunks, settings, laws, apply, bits, sums):  # type: ignore[no-untyped-def]
+    """One step of AdamW and of the rate term; the rate, and the sums of the written weights.
+
+    Addresses are those of weights, gradients, first and second moments. A row of ``settings`` (float64) is (decay,
+    beta1, beta2, step, root factor, eps, gradient factor), see :class:`rdo_kernels.types.AdamW`. ``apply`` is an index
+    into :data:`rdo_kernels.types.APPLY`; tensors whose scale is 0 get plain AdamW.
+    """
+    powers = np.empty(_RUN, np.float32)
+    for row in range(chunks.shape[0]):
+        law, setting = laws[chunks[row, TENSOR]], settings[chunks[row, TENSOR]]
+        factor = float32(law[0] * law[1] * law[3])
+        action = apply if factor != float32(0.0) else -1
+        decay, rest1, beta2 = float32(setting[0]), float32(1.0 - setting[1]), float32(setting[2])
+        rest2, step = float32(1.0 - setting[2]), float32(setting[3])
+        root_factor, eps, gradient_factor = float32(setting[4]), float32(setting[5]), float32(setting[6])
+        count = chunks[row, COUNT]
+        weights = carray(_pointer(chunks[row, ADDRESSES]), count)
+        gradients = carray(_pointer(chunks[row, ADDRESSES + 1]), count)
+        firsts = carray(_pointer(chunks[row, ADDRESSES + 2]), count)
+        seconds = carray(_pointer(chunks[row, ADDRESSES + 3]), count)
+        bits[row] = 0.0
+        sums[row] = 0.0
+        for begin in range(0, count, _RUN):
+            run, gradient = weights[begin : begin + _RUN], gradients[begin : begin + _RUN]
+            first, second = firsts[begin : begin + _RUN], seconds[begin : begin + _RUN]
+            if action == 0:
+                bits[row] += _powers(run, law, powers)
+                for i in range(run.size):
+                    powers[i] = gradient_factor * gradient[i] + factor * powers[i] * _sign(run[i])
+            else:
+                for i in range(run.size):
+                    powers[i] = gradient_factor * gradient[i]
+            for i in range(run.size):
+                first[i] += rest1 * (powers[i] - first[i])
+            for i in range(run.size):
+                second[i] = beta2 * second[i] + rest2 * powers[i] * powers[i]
+            for i in range(run.size):
+                run[i] = decay * run[i] - step * first[i] / (np.sqrt(second[i]) * root_factor + eps)
+            if action > 0:
+                bits[row] += _powers(run, law, powers)
+                if action == 1:
+                    for i in range(run.size):
+                        run[i] -= factor * powers[i] * _sign(run[i])
+                else:
+                    if action == 3:
+                        _divide(powers, second, root_factor, eps)
+                    _shrink(run, powers, factor)
+            _add_sums(run, sums[row])
+
+
+@cfunc(types.void(types.CPointer(types.int64)), cache=True)  # type: ignore[no-untyped-call]
+def work(pointer):  # type: ignore[no-untyped-def]
+    """One thread's share of a job: it takes the next chunk until none is left.
+
+    A job is (next row, rows, action, option, laws, columns of chunks, of laws and of settings, addresses of chunks,
+    laws, settings, bits and sums) in int64.
+    """
+    job = carray(pointer, 13)
+    rows, action, option, tensors = job[1], job[2], job[3], job[4]
+    chunks = carray(_integers(job[8]), (rows, job[5]))
+    laws = carray(_doubles(job[9]), (tensors, job[6]))
+    settings = carray(_doubles(job[10]), (tensors, job[7]))
+    bits = carray(_doubles(job[11]), rows)
+    sums = carray(_doubles(job[12]), (rows, 4))
+    start = job.ctypes.data
+    while True:
+        row = _next(start)
+        if row >= rows:
+            break
+        one = slice(row, row + 1)
+        if action == MOMENTS:
+            moments(chunks[one], sums[one])
+        elif action == RATE:
+            rate(chunks[one], laws, bits[one])
+        elif action == ADD_SLOPE:
+            add_slope(chunks[one], laws, bits[one])
+        elif action == SHRINK:
+            shrink(chunks[one], laws, option != 0, bits[one])
+        else:
+            adamw(chunks[one], settings, laws, option, bits[one], sums[one])

@@ -1,0 +1,77 @@
+"""Shares compiled loops out over the threads that torch's own operators use.
+
+After an operator, torch's threads keep spinning for a while, waiting for the next one. Threads of our own would have
+to share the cores with them: on two cores that took all of the gain. So the loops run on torch's threads where those
+can be had (OpenMP by libgomp: Linux), and on Python's elsewhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+MOMENTS, RATE, ADD_SLOPE, SHRINK, ADAMW = range(5)
+"""Actions, in the names of the functions of :mod:`rdo_kernels.cpu.loops`."""
+
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_MIN_CHUNKS_PER_THREAD = 2
+"""Waking a thread costs as much as some 1e4 weights."""
+
+
+def run(
+    action: int,
+    chunks: NDArray[np.int64],
+    laws: NDArray[np.float64] | None = None,
+    settings: NDArray[np.float64] | None = None,
+    bits: NDArray[np.float64] | None = None,
+    sums: NDArray[np.float64] | None = None,
+    option: int = 0,
+) -> None:
+    """Do an action of :mod:`rdo_kernels.cpu.loops` on every chunk. Arrays must be C-contiguous."""
+    from rdo_kernels.cpu import loops
+
+    arrays = [chunks, laws, settings, bits, sums]
+    assert all(array is None or array.flags.c_contiguous for array in arrays)
+    addresses = [0 if array is None else array.ctypes.data for array in arrays]
+    columns = [0 if array is None or array.ndim < 2 else array.shape[1] for array in (chunks, laws, settings)]
+    rows = 0 if laws is None else len(laws)
+    job = np.array([0, len(chunks), action, option, rows, *columns, *addresses], np.int64)
+    threads = max(1, min(torch.get_num_threads(), len(chunks) // _MIN_CHUNKS_PER_THREAD))
+    parallel = _torch_threads()
+    address: Any = loops.work.address
+    work = _FUNCTION(address)
+    if threads == 1:
+        work(job.ctypes.data)
+    elif parallel is not None:
+        parallel(address, job.ctypes.data, threads, 0)
+    else:
+        others = [threading.Thread(target=work, args=(job.ctypes.data,)) for _ in range(threads - 1)]
+        for thread in others:
+            thread.start()
+        work(job.ctypes.data)
+        for thread in others:
+            thread.join()
+
+
+@cache
+def _torch_threads() -> Any:
+    """libgomp's ``GOMP_parallel(function, data, threads, flags)`` of the copy that torch brought, or None."""
+    if not sys.platform.startswith("linux"):
+        return None
+    for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
+        try:
+            function = ctypes.CDLL(str(path)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        function.restype = None
+        return function
+    return None

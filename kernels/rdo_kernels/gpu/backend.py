@@ -1,0 +1,6 @@
+"""What :mod:`rdo_kernels.operations` calls on a GPU."""
+
+from rdo_kernels.gpu.adamw import adamw_step
+from rdo_kernels.gpu.rate import add_rate_gradient, moments, proximal_step, rate, subtract_rate_gradient
+
+__all__ = ["adamw_step", "add_rate_gradient", "moments", "proximal_step", "rate", "subtract_rate_gradient"]
