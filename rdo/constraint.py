@@ -20,6 +20,7 @@ import rdo_kernels
 from rdo.control import Constant, Schedule
 from rdo.entropy import EntropyModel, entropy_model_from_config
 from rdo.errors import ConfigError, NonFiniteWeightsError
+from rdo.optimizer_state import gradient_scale, preconditioners_of, will_skip
 from rdo.quantizers import Quantizer
 
 Apply = Literal["gradient", "decoupled", "proximal"]
@@ -109,6 +110,7 @@ class RateConstraint:
         self._lam = self._scheduled_lam()
         self._bits = math.nan
         self._lr_max: dict[int, float] = {}
+        self._gathered: tuple[Tensor, list[tuple[int, int]]] | None = None
         if apply != "gradient" and any(p.dtype in (torch.bfloat16, torch.float16) for p in self.parameters):
             warnings.warn(
                 f'apply="{apply}" on 16-bit weights: steps below half a unit in the last place are lost; '
@@ -119,12 +121,17 @@ class RateConstraint:
     def fit(self) -> Tensor:
         """Fit the law to the weights as they are now; float64 theta, [K] or [T, K] for a law per tensor.
 
+        The sums that :class:`rdo.optim.RateAdamW` gathered in its last step are used if no weight changed since, as
+        autograd counts changes (writes to ``.data`` escape it).
+
         Raises:
             NonFiniteWeightsError: a weight is NaN or infinite: a law fitted to it would ruin all others.
         """
-        moments = rdo_kernels.moments(self.parameters)
-        bad = [name for name, row in zip(self.names, moments, strict=True) if not row.isfinite().all()]
-        if bad:
+        kept = self._gathered
+        moments = kept[0] if kept and kept[1] == self._versions() else rdo_kernels.moments(self.parameters)
+        finite = moments.isfinite().all(dim=1)
+        if not bool(finite.all()):
+            bad = [name for name, good in zip(self.names, finite.tolist(), strict=True) if not good]
             raise NonFiniteWeightsError(
                 f"{', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}: weights are NaN or infinite at step "
                 f"{self.step}; the training diverged: go back to a checkpoint, and lower the learning rate or lambda"
@@ -138,12 +145,11 @@ class RateConstraint:
     def before_step(self, optimizer: Optimizer) -> None:
         """Fit the law and, for "gradient", add the rate's gradient. Call after unscaling and clipping."""
         self._lam = self._scheduled_lam()
-        if self._lam == 0.0 or _will_skip(optimizer):
+        if self._lam == 0.0 or will_skip(optimizer):
             return
         theta = self.fit()
         if self.apply == "gradient":
-            scaler = getattr(optimizer, "grad_scale", None)
-            factor = 1.0 if scaler is None else float(scaler)
+            factor = gradient_scale(optimizer)
             for parameter in self.parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -157,31 +163,52 @@ class RateConstraint:
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
         """Apply the "decoupled" or "proximal" step and count the step."""
-        if _will_skip(optimizer):
+        if will_skip(optimizer):
             return
         if self._lam > 0.0 and self.apply != "gradient" and self.theta is not None:
-            scales = self._scales(self.theta)
-            rates = self._learning_rates(optimizer)
+            scales = self._step_scales(optimizer)
             if self.apply == "decoupled":
-                if self.scale_by_lr:
-                    scales = [scale * lr / top for scale, (lr, top) in zip(scales, rates, strict=True)]
                 bits = rdo_kernels.subtract_rate_gradient(self.parameters, self.entropy_model, self.theta, scales)
             else:
-                scales = [scale * lr for scale, (lr, _) in zip(scales, rates, strict=True)]
-                preconditioners = _preconditioners(self.parameters, optimizer) if self.precondition else None
+                preconditioners = preconditioners_of(self.parameters, optimizer) if self.precondition else None
                 bits = rdo_kernels.proximal_step(
                     self.parameters, self.entropy_model, self.theta, scales, preconditioners
                 )
             self._bits = float(bits.sum()) / self.count
         self.step += 1
 
+    @torch.no_grad()
+    def plan(self, optimizer: Optimizer) -> list[float] | None:
+        """For an optimizer that applies the term itself: fit, and return the factor of each parameter's slope.
+
+        The factors include learning rates, if :attr:`apply` does. None while lambda is 0. Call :meth:`finish` after.
+        """
+        self._lam = self._scheduled_lam()
+        if self._lam == 0.0:
+            return None
+        self.fit()
+        return self._step_scales(optimizer)
+
+    def finish(self, bits: Tensor, moments: Tensor) -> None:
+        """Count a step that an optimizer applied itself.
+
+        Args:
+            bits: rate of each covered parameter, float64 [T]; ignored if :meth:`plan` returned None.
+            moments: of the covered parameters as they are now, float64 [T, 5].
+        """
+        if self._lam > 0.0:
+            self._bits = float(bits.sum()) / self.count
+        self._gathered = (moments, self._versions())
+        self.step += 1
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters]
+
     def report(self) -> RateReport:
         """What the last constrained step saw."""
-        theta = self.theta
-        values = [math.nan] * len(self.entropy_model.theta_names)
-        if theta is not None:
-            values = theta.reshape(-1, theta.shape[-1]).mean(0).tolist()
-        named = dict(zip(self.entropy_model.theta_names, values, strict=True))
+        names = self.entropy_model.theta_names
+        values = [math.nan] * len(names) if self.theta is None else self.theta.reshape(-1, len(names)).mean(0).tolist()
+        named = dict(zip(names, values, strict=True))
         return RateReport(self.step, self._lam, self.count, self._bits, named)
 
     @torch.no_grad()
@@ -249,6 +276,16 @@ class RateConstraint:
             lams = lams * len(self.parameters)
         return [lam / self.count for lam in lams]
 
+    def _step_scales(self, optimizer: Optimizer) -> list[float]:
+        """The factor of each tensor's slope in this step, learning rates included where they belong."""
+        assert self.theta is not None
+        scales, rates = self._scales(self.theta), self._learning_rates(optimizer)
+        if self.apply == "proximal":
+            return [scale * lr for scale, (lr, _) in zip(scales, rates, strict=True)]
+        if self.scale_by_lr:
+            return [scale * lr / top for scale, (lr, top) in zip(scales, rates, strict=True)]
+        return scales
+
     def _learning_rates(self, optimizer: Optimizer) -> list[tuple[float, float]]:
         """For each covered parameter, the learning rate of its group and the largest one seen there."""
         group_of: dict[int, int] = {}
@@ -260,25 +297,3 @@ class RateConstraint:
             index = group_of[id(parameter)]
             rates.append((float(optimizer.param_groups[index]["lr"]), self._lr_max[index] or 1.0))
         return rates
-
-
-def _will_skip(optimizer: Optimizer) -> bool:
-    """Whether a GradScaler found infinite gradients and this fused optimizer is about to do nothing."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf)
-
-
-def _preconditioners(parameters: list[Tensor], optimizer: Optimizer) -> list[rdo_kernels.Preconditioner]:
-    found = []
-    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    for parameter in parameters:
-        state, group = optimizer.state.get(parameter, {}), groups[id(parameter)]
-        moment = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
-        if moment is None:
-            raise ConfigError(
-                f"precondition=True needs an optimizer with a second moment (Adam, AdamW); {type(optimizer).__name__} "
-                "keeps none for a covered parameter"
-            )
-        correction = 1.0 - float(group["betas"][1]) ** float(state["step"])
-        found.append(rdo_kernels.Preconditioner(moment, 1.0 / math.sqrt(correction), float(group["eps"])))
-    return found

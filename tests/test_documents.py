@@ -34,13 +34,17 @@ def registries() -> Iterator[None]:
 def test_the_readme_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    [example] = examples("README.md")
+    example, optimizer = examples("README.md")
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), names)
     assert "covers 2 of 4 parameters" in capsys.readouterr().out
     assert (tmp_path / "model.rdo").stat().st_size < 2500 * 2
+    exec(compile(optimizer, "README.md", "exec"), names)
+    before = names["model"].weight.detach().abs().sum()
+    names["optimizer"].step()
+    assert names["model"].weight.detach().abs().sum() < before
 
 
 def test_the_contributing_examples(registries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
