@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print(timings: Sequence[Timing]) -> None:
     print_table(
-        ["operation", "weights", "tensors", "ms", "reference", "reference ms", "ratio", "of copy bandwidth", "extra memory"],
+        ["operation", "weights", "tensors", "ms", "reference", "reference ms", "ratio", "of copy", "extra memory"],
         [
             [
                 t.operation,
