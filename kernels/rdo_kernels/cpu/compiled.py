@@ -30,12 +30,12 @@ def takes(tensors: Sequence[Tensor], family: RateFamily | None) -> bool:
 def moments(weights: Sequence[Tensor]) -> Tensor:
     chunks = chunk_table(weights)
     sums = np.empty((len(chunks), 4))
-    pool.run(pool.MOMENTS, chunks, sums=sums)
+    pool.run("moments", chunks, sums=sums)
     return _moments(sums, chunks, weights)
 
 
 def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> Tensor:
-    return _run(pool.RATE, weights, None, _laws(weights, family, theta))
+    return _run("rate", weights, None, _laws(weights, family, theta))
 
 
 def add_rate_gradient(
@@ -47,7 +47,7 @@ def add_rate_gradient(
 ) -> Tensor:
     laws = _laws(weights, family, theta)
     laws[:, _SCALE] = scales
-    return _run(pool.ADD_SLOPE, weights, gradients, laws, written=gradients)
+    return _run("add_slope", weights, gradients, laws, written=gradients)
 
 
 def subtract_rate_gradient(
@@ -55,7 +55,7 @@ def subtract_rate_gradient(
 ) -> Tensor:
     laws = _laws(weights, family, theta)
     laws[:, _SCALE] = np.negative(scales)
-    return _run(pool.ADD_SLOPE, weights, weights, laws, written=weights)
+    return _run("add_slope", weights, weights, laws, written=weights)
 
 
 def proximal_step(
@@ -72,7 +72,7 @@ def proximal_step(
         seconds = [preconditioner.second_moment for preconditioner in preconditioners]
         laws[:, _FACTOR] = [preconditioner.factor for preconditioner in preconditioners]
         laws[:, _FLOOR] = [preconditioner.eps for preconditioner in preconditioners]
-    return _run(pool.SHRINK, weights, seconds, laws, int(seconds is not None), written=weights)
+    return _run("shrink", weights, seconds, laws, int(seconds is not None), written=weights)
 
 
 def adamw_step(
@@ -91,7 +91,7 @@ def adamw_step(
     factors = np.array([setting.factors() for setting in settings], np.float64).reshape(len(settings), -1)
     chunks = chunk_table(weights, gradients, firsts, seconds)
     bits, sums = np.empty(len(chunks)), np.empty((len(chunks), 4))
-    pool.run(pool.ADAMW, chunks, laws, factors, bits, sums, option=APPLY.index(apply))
+    pool.run("adamw", chunks, laws, factors, bits, sums, option=APPLY.index(apply))
     torch.autograd.graph.increment_version([*weights, *firsts, *seconds])
     return torch.from_numpy(sum_by_tensor(bits, chunks, len(weights))), _moments(sums, chunks, weights)
 
@@ -113,7 +113,7 @@ def _laws(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> NDArr
 
 
 def _run(
-    action: int,
+    action: str,
     weights: Sequence[Tensor],
     others: Sequence[Tensor] | None,
     laws: NDArray[np.float64],

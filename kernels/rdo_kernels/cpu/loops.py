@@ -17,7 +17,7 @@ from numba import carray, cfunc, float32, int32, njit, types  # type: ignore[att
 from numba.extending import intrinsic
 
 from rdo_kernels.chunks import ADDRESSES, COUNT, TENSOR
-from rdo_kernels.cpu.pool import ADD_SLOPE, MOMENTS, RATE, SHRINK
+from rdo_kernels.types import APPLY
 
 # Sums may be reordered into vector lanes, always in the same way. NaN keeps its meaning.
 _OPTIONS: dict[str, Any] = {
@@ -27,6 +27,8 @@ _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
 }
+_NONE = -1
+_GRADIENT, _DECOUPLED, _PRECONDITIONED = map(APPLY.index, ("gradient", "decoupled", "preconditioned"))
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 _RUN = 512
 """Weights whose float32 lanes are summed before they enter a float64 sum."""
@@ -236,7 +238,7 @@ def adamw(chunks, settings, laws, apply, bits, sums):  # type: ignore[no-untyped
     for row in range(chunks.shape[0]):
         law, setting = laws[chunks[row, TENSOR]], settings[chunks[row, TENSOR]]
         factor = float32(law[0] * law[1] * law[3])
-        action = apply if factor != float32(0.0) else -1
+        action = apply if factor != float32(0.0) else _NONE
         decay, rest1, beta2 = float32(setting[0]), float32(1.0 - setting[1]), float32(setting[2])
         rest2, step = float32(1.0 - setting[2]), float32(setting[3])
         root_factor, eps, gradient_factor = float32(setting[4]), float32(setting[5]), float32(setting[6])
@@ -250,7 +252,7 @@ def adamw(chunks, settings, laws, apply, bits, sums):  # type: ignore[no-untyped
         for begin in range(0, count, _RUN):
             run, gradient = weights[begin : begin + _RUN], gradients[begin : begin + _RUN]
             first, second = firsts[begin : begin + _RUN], seconds[begin : begin + _RUN]
-            if action == 0:
+            if action == _GRADIENT:
                 bits[row] += _powers(run, law, powers)
                 for i in range(run.size):
                     powers[i] = gradient_factor * gradient[i] + factor * powers[i] * _sign(run[i])
@@ -263,16 +265,20 @@ def adamw(chunks, settings, laws, apply, bits, sums):  # type: ignore[no-untyped
                 second[i] = beta2 * second[i] + rest2 * powers[i] * powers[i]
             for i in range(run.size):
                 run[i] = decay * run[i] - step * first[i] / (np.sqrt(second[i]) * root_factor + eps)
-            if action > 0:
+            if action > _GRADIENT:
                 bits[row] += _powers(run, law, powers)
-                if action == 1:
+                if action == _DECOUPLED:
                     for i in range(run.size):
                         run[i] -= factor * powers[i] * _sign(run[i])
                 else:
-                    if action == 3:
+                    if action == _PRECONDITIONED:
                         _divide(powers, second, root_factor, eps)
                     _shrink(run, powers, factor)
             _add_sums(run, sums[row])
+
+
+ACTIONS = ("moments", "rate", "add_slope", "shrink", "adamw")
+_MOMENTS, _RATE, _ADD_SLOPE, _SHRINK = range(4)
 
 
 @cfunc(types.void(types.CPointer(types.int64)), cache=True)  # type: ignore[no-untyped-call]
@@ -295,13 +301,13 @@ def work(pointer):  # type: ignore[no-untyped-def]
         if row >= rows:
             break
         one = slice(row, row + 1)
-        if action == MOMENTS:
+        if action == _MOMENTS:
             moments(chunks[one], sums[one])
-        elif action == RATE:
+        elif action == _RATE:
             rate(chunks[one], laws, bits[one])
-        elif action == ADD_SLOPE:
+        elif action == _ADD_SLOPE:
             add_slope(chunks[one], laws, bits[one])
-        elif action == SHRINK:
+        elif action == _SHRINK:
             shrink(chunks[one], laws, option != 0, bits[one])
         else:
             adamw(chunks[one], settings, laws, option, bits[one], sums[one])

@@ -18,16 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-MOMENTS, RATE, ADD_SLOPE, SHRINK, ADAMW = range(5)
-"""Actions, in the names of the functions of :mod:`rdo_kernels.cpu.loops`."""
-
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _MIN_CHUNKS_PER_THREAD = 2
 """Waking a thread costs as much as some 1e4 weights."""
 
 
 def run(
-    action: int,
+    action: str,
     chunks: NDArray[np.int64],
     laws: NDArray[np.float64] | None = None,
     settings: NDArray[np.float64] | None = None,
@@ -35,7 +32,7 @@ def run(
     sums: NDArray[np.float64] | None = None,
     option: int = 0,
 ) -> None:
-    """Do an action of :mod:`rdo_kernels.cpu.loops` on every chunk. Arrays must be C-contiguous."""
+    """Run a function of :mod:`rdo_kernels.cpu.loops`, by name, on every chunk. Arrays must be C-contiguous."""
     from rdo_kernels.cpu import loops
 
     arrays = [chunks, laws, settings, bits, sums]
@@ -43,7 +40,7 @@ def run(
     addresses = [0 if array is None else array.ctypes.data for array in arrays]
     columns = [0 if array is None or array.ndim < 2 else array.shape[1] for array in (chunks, laws, settings)]
     rows = 0 if laws is None else len(laws)
-    job = np.array([0, len(chunks), action, option, rows, *columns, *addresses], np.int64)
+    job = np.array([0, len(chunks), loops.ACTIONS.index(action), option, rows, *columns, *addresses], np.int64)
     threads = max(1, min(torch.get_num_threads(), len(chunks) // _MIN_CHUNKS_PER_THREAD))
     parallel = _torch_threads()
     address: Any = loops.work.address
