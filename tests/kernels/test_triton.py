@@ -33,6 +33,22 @@ def test_in_the_interpreter(interpreted: dict[str, str], name: str) -> None:
     assert interpreted[name] == ""
 
 
+def test_a_family_of_another_package_gets_every_kernel() -> None:
+    """With one device function, through all checks, in the interpreter."""
+    script = """
+import json, torch
+from rdo_harness import kernel_checks
+from rdo_harness.kernel_checks import samples
+from tests.kernels.logistic import Logistic
+samples.LAWS[:] = [(Logistic(), [0.02])]
+print(json.dumps(kernel_checks.run(torch.device("cpu"), "triton")))
+"""
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(done.stdout) == dict.fromkeys(CHECKS, "")
+
+
 @pytest.mark.parametrize("backend", ["blocks", "compiled"])
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_same_checks_hold_for_the_other_backends(name: str, backend: str) -> None:
