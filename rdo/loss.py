@@ -1,0 +1,98 @@
+"""The rate as a term of the loss, for training loops that want it there: differentiable, and opaque to compilers.
+
+``loss + lam * rate(parameters, theta, law)`` has the gradient of the paper's Algorithm 1. The operator works under
+``torch.compile``, ``torch.export`` and activation checkpointing; its backward pass allocates the gradient it returns.
+:func:`rdo.attach` does the same in place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rdo_kernels
+from rdo.entropy import EntropyModel, entropy_model_from_config
+from rdo.errors import ConfigError
+
+
+def fit(parameters: Sequence[Tensor], entropy_model: EntropyModel | str = "generalized_gaussian") -> Tensor:
+    """Fit one law to all parameters as they are now: theta, float64 [K], without a gradient."""
+    model = _model(entropy_model)
+    with torch.no_grad():
+        moments = rdo_kernels.moments([parameter.detach() for parameter in parameters])
+        return model.fit(torch.cat([moments[:, :4].sum(0), moments[:, 4].amax(0, keepdim=True)]))
+
+
+def rate(
+    parameters: Sequence[Tensor], theta: Tensor, entropy_model: EntropyModel | str = "generalized_gaussian"
+) -> Tensor:
+    """Mean training rate of the parameters in bits per parameter above the mode of the law; a float32 scalar.
+
+    Args:
+        parameters: any number of floating-point tensors of any size, at least one element in all.
+        theta: the law's parameters, from :func:`fit`; a constant for the gradient.
+        entropy_model: a registered law, or its name.
+
+    Raises:
+        ConfigError: there is nothing to rate.
+    """
+    count = sum(parameter.numel() for parameter in parameters)
+    if count == 0:
+        raise ConfigError("there are no weights to rate")
+    config = _to_json(entropy_model)
+    bits = [_rate(parameter, theta.detach(), config) for parameter in parameters]
+    return (torch.stack(bits).sum() / count).to(torch.float32)
+
+
+@torch.library.custom_op("rdo::rate", mutates_args=())
+def _rate(weight: Tensor, theta: Tensor, config: str) -> Tensor:
+    return rdo_kernels.rate([weight], _from_json(config), theta).reshape(()).to(weight.device)
+
+
+@torch.library.custom_op("rdo::rate_slope", mutates_args=())
+def _rate_slope(weight: Tensor, theta: Tensor, config: str) -> Tensor:
+    slope = torch.zeros_like(weight)
+    rdo_kernels.add_rate_gradient([weight], [slope], _from_json(config), theta, [1.0])
+    return slope
+
+
+@_rate.register_fake
+def _(weight: Tensor, theta: Tensor, config: str) -> Tensor:
+    return weight.new_empty((), dtype=torch.float64)
+
+
+@_rate_slope.register_fake
+def _(weight: Tensor, theta: Tensor, config: str) -> Tensor:
+    return torch.empty_like(weight)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    weight, theta, ctx.config = inputs
+    ctx.save_for_backward(weight, theta)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    weight, theta = ctx.saved_tensors
+    return _rate_slope(weight, theta, ctx.config) * gradient.to(weight.dtype), None, None
+
+
+_rate.register_autograd(_backward, setup_context=_save)
+
+
+def _model(entropy_model: EntropyModel | str) -> EntropyModel:
+    return entropy_model_from_config({"name": entropy_model}) if isinstance(entropy_model, str) else entropy_model
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers cannot trace json
+def _to_json(entropy_model: EntropyModel | str) -> str:
+    return json.dumps(_model(entropy_model).config(), sort_keys=True)
+
+
+@cache
+def _from_json(config: str) -> EntropyModel:
+    return entropy_model_from_config(json.loads(config))
