@@ -48,7 +48,7 @@ class ProgressDisplay:
         if points and self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
             )
@@ -71,10 +71,11 @@ class ProgressDisplay:
             now = time.perf_counter()
             self._in_training = (now - begun, done / total)
             if self._bars is not None:
+                short = f"training {self._trainings + 1}/{self._total_trainings}"
                 self._bars.update(
-                    self._current, description=title, completed=done, total=total, note=note, visible=True
+                    self._current, description=short, completed=done, total=total, note=note, visible=True
                 )
-                self._bars.update(self._overall, note=self._left())
+                self._bars.update(self._overall, note=self._left().removeprefix(", "))
             elif now - last > 20.0:
                 if last:
                     self.console.print(f"{self._clock()}   step {done}/{total}, {note}{self._left()}")
@@ -89,8 +90,8 @@ class ProgressDisplay:
 
     def point(self, cell: Cell) -> None:
         if self._bars is not None:
-            title = f"{cell.method.label}: {cell.point.describe()}"
-            self._bars.update(self._current, description=title, completed=0, total=1, note="", visible=True)
+            label, setting = cell.method.label, cell.point.describe()
+            self._bars.update(self._current, description=label, completed=0, total=1, note=setting, visible=True)
 
     def finished(self, row: Row, seconds: float) -> None:
         self._points += 1
@@ -104,7 +105,7 @@ class ProgressDisplay:
                 self._headed = True
             self.console.print(f"{self._clock()} {_summary(row)}", highlight=False, markup=False)
         if self._bars is not None:
-            self._bars.update(self._overall, completed=self._points, note=self._left())
+            self._bars.update(self._overall, completed=self._points, note=self._left().removeprefix(", "))
 
     def _clock(self) -> str:
         seconds = int(time.perf_counter() - self.started)
