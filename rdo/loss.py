@@ -1,8 +1,8 @@
 """The rate as a term of the loss, for training loops that want it there: differentiable, and opaque to compilers.
 
-``loss + lam * rate(parameters, theta, law)`` has the gradient of the paper's Algorithm 1. The operator works under
-``torch.compile``, ``torch.export`` and activation checkpointing; its backward pass allocates the gradient it returns.
-:func:`rdo.attach` does the same in place.
+With ``term = RateTerm()``, ``loss + lam * term(parameters, term.fit(parameters))`` has the gradient of the paper's
+Algorithm 1. The operator works under ``torch.compile``, ``torch.export`` and activation checkpointing; its backward
+pass allocates the gradient it returns. :func:`rdo.attach` does the same in place.
 """
 
 from __future__ import annotations
@@ -20,33 +20,40 @@ from rdo.entropy import EntropyModel, entropy_model_from_config
 from rdo.errors import ConfigError
 
 
-def fit(parameters: Sequence[Tensor], entropy_model: EntropyModel | str = "generalized_gaussian") -> Tensor:
-    """Fit one law to all parameters as they are now: theta, float64 [K], without a gradient."""
-    model = _model(entropy_model)
-    with torch.no_grad():
-        moments = rdo_kernels.moments([parameter.detach() for parameter in parameters])
-        return model.fit(torch.cat([moments[:, :4].sum(0), moments[:, 4].amax(0, keepdim=True)]))
-
-
-def rate(
-    parameters: Sequence[Tensor], theta: Tensor, entropy_model: EntropyModel | str = "generalized_gaussian"
-) -> Tensor:
-    """Mean training rate of the parameters in bits per parameter above the mode of the law; a float32 scalar.
+class RateTerm:
+    """The rate of parameters under a law, differentiable.
 
     Args:
-        parameters: any number of floating-point tensors of any size, at least one element in all.
-        theta: the law's parameters, from :func:`fit`; a constant for the gradient.
         entropy_model: a registered law, or its name.
-
-    Raises:
-        ConfigError: there is nothing to rate.
     """
-    count = sum(parameter.numel() for parameter in parameters)
-    if count == 0:
-        raise ConfigError("there are no weights to rate")
-    config = _to_json(entropy_model)
-    bits = [_rate(parameter, theta.detach(), config) for parameter in parameters]
-    return (torch.stack(bits).sum() / count).to(torch.float32)
+
+    def __init__(self, entropy_model: EntropyModel | str = "generalized_gaussian") -> None:
+        if isinstance(entropy_model, str):
+            entropy_model = entropy_model_from_config({"name": entropy_model})
+        self.entropy_model = entropy_model
+        self._config = json.dumps(entropy_model.config(), sort_keys=True)
+
+    @torch.no_grad()
+    def fit(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Fit one law to all parameters as they are now: theta, float64 [K]."""
+        moments = rdo_kernels.moments([parameter.detach() for parameter in parameters])
+        return self.entropy_model.fit(torch.cat([moments[:, :4].sum(0), moments[:, 4].amax(0, keepdim=True)]))
+
+    def __call__(self, parameters: Sequence[Tensor], theta: Tensor) -> Tensor:
+        """Mean training rate in bits per parameter above the mode of the law; a float32 scalar.
+
+        Args:
+            parameters: floating-point tensors of any size, with at least one element in all.
+            theta: what :meth:`fit` returned; a constant for the gradient.
+
+        Raises:
+            ConfigError: there is nothing to rate.
+        """
+        count = sum(parameter.numel() for parameter in parameters)
+        if count == 0:
+            raise ConfigError("there are no weights to rate")
+        bits = [_rate(parameter, theta.detach(), self._config) for parameter in parameters]
+        return (torch.stack(bits).sum() / count).to(torch.float32)
 
 
 @torch.library.custom_op("rdo::rate", mutates_args=())
@@ -82,15 +89,6 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
 
 
 _rate.register_autograd(_backward, setup_context=_save)
-
-
-def _model(entropy_model: EntropyModel | str) -> EntropyModel:
-    return entropy_model_from_config({"name": entropy_model}) if isinstance(entropy_model, str) else entropy_model
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers cannot trace json
-def _to_json(entropy_model: EntropyModel | str) -> str:
-    return json.dumps(_model(entropy_model).config(), sort_keys=True)
 
 
 @cache

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import rdo
-from rdo import loss as rate_loss
+from rdo import loss
 from rdo.entropy.generalized_gaussian import GeneralizedGaussian
 from rdo.errors import ConfigError
 
 LAW = GeneralizedGaussian(eps=0.01)
+TERM = loss.RateTerm(LAW)
 
 
 def network() -> nn.Sequential:
@@ -36,8 +37,8 @@ def gradients(value: Tensor, net: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_value_and_gradient_are_those_of_the_eager_form(dtype: torch.dtype) -> None:
     net = network().to(dtype)
-    theta = rate_loss.fit(matrices(net), LAW)
-    ours, theirs = rate_loss.rate(matrices(net), theta, LAW), eager(matrices(net), theta)
+    theta = TERM.fit(matrices(net))
+    ours, theirs = TERM(matrices(net), theta), eager(matrices(net), theta)
     assert ours.dtype == torch.float32
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
     for mine, expected in zip(gradients(3.0 * ours, net), gradients(3.0 * theirs, net), strict=True):
@@ -51,7 +52,7 @@ def test_it_has_the_gradient_that_attach_adds() -> None:
     before = [parameter.detach().clone() for parameter in matrices(attached)]
     attached(torch.zeros(1, 16)).sum().mul(0.0).backward()
     optimizer.step()
-    term = 0.25 * rate_loss.rate(matrices(net), rate_loss.fit(matrices(net), LAW), LAW)
+    term = 0.25 * TERM(matrices(net), TERM.fit(matrices(net)))
     for start, end, gradient in zip(before, matrices(attached), gradients(term, net), strict=True):
         torch.testing.assert_close(start - end.detach(), gradient, rtol=1e-3, atol=1e-8)
 
@@ -61,17 +62,17 @@ def test_the_operators_are_sound() -> None:
     weight = torch.randn(5, 7, requires_grad=True)
     theta = torch.tensor([0.8, 0.05], dtype=torch.float64)
     config = '{"name": "generalized_gaussian", "eps": 0.01}'
-    torch.library.opcheck(rate_loss._rate, (weight, theta, config))
-    torch.library.opcheck(rate_loss._rate_slope, (weight.detach(), theta, config))
+    torch.library.opcheck(loss._rate, (weight, theta, config))
+    torch.library.opcheck(loss._rate_slope, (weight.detach(), theta, config))
 
 
 def training_loss(net: nn.Module, inputs: Tensor, theta: Tensor) -> Tensor:
-    return net(inputs).square().mean() + 0.1 * rate_loss.rate(matrices(net), theta, LAW)
+    return net(inputs).square().mean() + 0.1 * TERM(matrices(net), theta)
 
 
 def test_under_compile_it_is_one_graph_with_the_same_gradient() -> None:
     net, inputs = network(), torch.randn(4, 16)
-    theta = rate_loss.fit(matrices(net), LAW)
+    theta = TERM.fit(matrices(net))
     expected = gradients(training_loss(net, inputs, theta), net)
     compiled: Any = torch.compile(training_loss, backend="aot_eager", fullgraph=True)
     for mine, wanted in zip(gradients(compiled(net, inputs, theta), net), expected, strict=True):
@@ -88,7 +89,7 @@ def test_it_exports() -> None:
             return training_loss(self.net, inputs, theta)
 
     module, inputs = Module(), torch.randn(4, 16)
-    theta = rate_loss.fit(matrices(module.net), LAW)
+    theta = TERM.fit(matrices(module.net))
     program = torch.export.export(module, (inputs, theta))
     assert any("rdo.rate" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(inputs, theta), module(inputs, theta))
@@ -96,7 +97,7 @@ def test_it_exports() -> None:
 
 def test_under_activation_checkpointing() -> None:
     net, inputs = network(), torch.randn(4, 16)
-    theta = rate_loss.fit(matrices(net), LAW)
+    theta = TERM.fit(matrices(net))
     expected = gradients(training_loss(net, inputs, theta), net)
     value = checkpoint(training_loss, net, inputs, theta, use_reentrant=False)
     for mine, wanted in zip(gradients(value, net), expected, strict=True):
@@ -105,4 +106,4 @@ def test_under_activation_checkpointing() -> None:
 
 def test_nothing_to_rate_is_refused() -> None:
     with pytest.raises(ConfigError, match="no weights"):
-        rate_loss.rate([torch.empty(0)], torch.tensor([1.0, 1.0]), LAW)
+        TERM([torch.empty(0)], torch.tensor([1.0, 1.0]))
