@@ -24,10 +24,11 @@ import rdo_kernels
 from rdo.constraint import RateConstraint
 from rdo.entropy.generalized_gaussian import GeneralizedGaussian
 from rdo.entropy.shape import solve_shape
+from rdo.errors import ConfigError
 from rdo.optim import RateAdamW
 from rdo_harness import kernel_checks
 from rdo_harness.resources import provenance
-from rdo_harness.tables import human_bytes, print_table
+from rdo_harness.tables import human_bytes
 
 FAMILY = GeneralizedGaussian(eps=0.01)
 
@@ -77,7 +78,15 @@ def sizes_of(name: str) -> list[int]:
         return [50_257 * 768, 1024 * 768, *layer * 12]
     if name == "5000-small":
         return [1000 + number % 9000 for number in range(5000)]
-    return [int(float(name))]
+    try:
+        count = int(float(name))
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ConfigError(
+            f"unknown workload {name!r}: llama-3.2-1b, gpt2, 5000-small or a number of weights such as 1e8"
+        )
+    return [count]
 
 
 def authors_step(weights: Sequence[Tensor], strength: float) -> None:
@@ -223,6 +232,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.cpu and not torch.cuda.is_available():
         parser.error("no GPU was found; --cpu runs on the CPU")
+    chosen = arguments.workloads or ("gpt2,5000-small" if arguments.cpu else "llama-3.2-1b,gpt2,5000-small")
+    workloads = [workload.strip() for workload in chosen.split(",")]
+    try:
+        for workload in workloads:
+            sizes_of(workload)
+    except ConfigError as error:
+        parser.error(str(error))
     device = torch.device("cpu" if arguments.cpu else "cuda")
     print(f"checks on {_name(device)}")
     results = kernel_checks.run(device, None)
@@ -233,33 +249,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     bandwidth = copy_bandwidth(device, 1 << (26 if arguments.cpu else 28))
     print(f"copy bandwidth {human_bytes(bandwidth)}/s")
-    chosen = arguments.workloads or ("gpt2,5000-small" if arguments.cpu else "llama-3.2-1b,gpt2,5000-small")
     timings: list[Timing] = []
-    for workload in chosen.split(","):
-        timings += measure(workload.strip(), device, bandwidth, arguments.repeats)
+    for workload in workloads:
+        timings += measure(workload, device, bandwidth, arguments.repeats)
     _print(timings)
     print(f"written: {_write(arguments.out, device, bandwidth, results, timings)}")
     return 0
 
 
 def _print(timings: Sequence[Timing]) -> None:
-    print_table(
-        ["operation", "weights", "tensors", "ms", "reference", "reference ms", "ratio", "of copy", "extra memory"],
-        [
-            [
-                t.operation,
-                t.weights,
-                t.tensors,
-                t.milliseconds,
-                t.reference,
-                t.reference_milliseconds,
-                t.ratio,
-                f"{t.share:.0%}",
-                "not measured" if t.extra_bytes is None else human_bytes(t.extra_bytes),
-            ]
-            for t in timings
-        ],
-    )
+    """A table without rich, which a machine borrowed for its GPU may lack."""
+    lines = [("operation", "weights", "tensors", "ms", "reference", "reference ms", "ratio", "of copy", "extra memory")]
+    for t in timings:
+        extra = "not measured" if t.extra_bytes is None else human_bytes(t.extra_bytes)
+        measured = f"{t.milliseconds:.3f}", t.reference, f"{t.reference_milliseconds:.3f}", f"{t.ratio:.3f}"
+        lines.append((t.operation, f"{t.weights:,}", f"{t.tensors:,}", *measured, f"{t.share:.0%}", extra))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.ljust(width) if number in (0, 4) else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
 
 
 def _write(
