@@ -168,10 +168,10 @@ class RateConstraint:
         if self._lam > 0.0 and self.apply != "gradient" and self.theta is not None:
             scales = self._step_scales(optimizer)
             if self.apply == "decoupled":
-                bits = rdo_kernels.subtract_rate_gradient(self.parameters, self.entropy_model, self.theta, scales)
+                bits, _ = rdo_kernels.subtract_rate_gradient(self.parameters, self.entropy_model, self.theta, scales)
             else:
                 preconditioners = preconditioners_of(self.parameters, optimizer) if self.precondition else None
-                bits = rdo_kernels.proximal_step(
+                bits, _ = rdo_kernels.proximal_step(
                     self.parameters, self.entropy_model, self.theta, scales, preconditioners
                 )
             self._bits = float(bits.sum()) / self.count

@@ -1,8 +1,12 @@
-"""Tables of chunks: all tensors of a call in one list of equal pieces of work, for threads and for a GPU."""
+"""Tables of chunks: all tensors of a call in one list of equal pieces of work, for threads and for a GPU.
+
+Which pieces there are depends on sizes alone; where they lie is in a table of addresses, one row for each tensor.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,27 +16,34 @@ CHUNK = 1 << 16
 """Weights in a chunk. Sums are taken chunk by chunk, so changing it changes their last bits."""
 
 Chunks = NDArray[np.int64]
-"""Rows of (count, tensor, address of the weights, addresses of further tensors)."""
+"""Rows of (count, tensor, first weight within it)."""
 
-COUNT, TENSOR, ADDRESSES = 0, 1, 2
-"""Columns of a row; addresses go on from the last."""
+COUNT, TENSOR, FIRST = 0, 1, 2
+"""Columns of a row."""
 
 
-def chunk_table(*groups: Sequence[Tensor]) -> Chunks:
-    """Cut contiguous tensors into chunks: the weights, and alongside other groups of tensors of the same sizes."""
-    weights = groups[0]
-    counts = np.array([weight.numel() for weight in weights], np.int64)
-    pieces = -(-counts // CHUNK)
-    tensor = np.repeat(np.arange(len(weights)), pieces)
-    starts = CHUNK * (np.arange(len(tensor)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
-    table = np.empty((len(tensor), ADDRESSES + len(groups)), np.int64)
-    table[:, COUNT] = np.minimum(counts[tensor] - starts, CHUNK)
+@lru_cache(maxsize=64)
+def chunk_table(counts: tuple[int, ...]) -> Chunks:
+    """Cut tensors of these numbers of weights into chunks; the table is shared and must not be changed."""
+    sizes = np.array(counts, np.int64)
+    pieces = -(-sizes // CHUNK)
+    tensor = np.repeat(np.arange(len(sizes)), pieces)
+    table = np.empty((len(tensor), 3), np.int64)
     table[:, TENSOR] = tensor
-    for column, group in enumerate(groups, ADDRESSES):
-        addresses = np.array([item.data_ptr() for item in group], np.int64)
-        element_sizes = np.array([item.element_size() for item in group], np.int64)
-        table[:, column] = addresses[tensor] + element_sizes[tensor] * starts
+    table[:, FIRST] = CHUNK * (np.arange(len(tensor)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+    table[:, COUNT] = np.minimum(sizes[tensor] - table[:, FIRST], CHUNK)
+    table.flags.writeable = False
     return table
+
+
+def chunks_of(weights: Sequence[Tensor]) -> Chunks:
+    """The table of these tensors."""
+    return chunk_table(tuple([weight.numel() for weight in weights]))
+
+
+def address_table(groups: Sequence[Sequence[Tensor]]) -> NDArray[np.int64]:
+    """Where tensors begin: the weights, and alongside other groups of tensors of the same sizes; int64 [T, groups]."""
+    return np.array([[item.data_ptr() for item in group] for group in groups], np.int64).T.copy()
 
 
 def sum_by_tensor(values: NDArray[np.float64], chunks: Chunks, tensors: int) -> NDArray[np.float64]:

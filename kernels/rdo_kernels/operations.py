@@ -7,15 +7,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rdo_kernels.types import MOMENTS, AdamW, Preconditioner, RateFamily
-
-A = TypeVar("A")
+from rdo_kernels.types import AdamW, Preconditioner, RateFamily, Scales
 
 BACKENDS = {
     "triton": "rdo_kernels.gpu.backend",
@@ -29,18 +29,17 @@ def moments(weights: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
 
     Sums are accumulated in float64 in a fixed order. NaN and infinity propagate into the sums.
     """
-    out = torch.zeros(len(weights), len(MOMENTS), dtype=torch.float64, device=_device(weights))
-    for module, rows in _groups(weights, [], None, backend):
-        out[rows] = module.moments(_take(weights, rows)).to(out.device)
-    return out
+    (sums,) = _each([weights], None, backend, lambda module, take: (module.moments(take(weights)),))
+    return sums
 
 
 def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor, *, backend: str | None = None) -> Tensor:
     """Return the sum of the training rate over each tensor, in bits: float64 [T]."""
-    bits = torch.zeros(len(weights), dtype=torch.float64, device=_device(weights))
-    for module, rows in _groups(weights, [], family, backend):
-        bits[rows] = module.rate(_take(weights, rows), family, _laws(theta, rows)).to(bits.device)
-    return bits
+
+    def call(module: Any, take: Take) -> tuple[Tensor, ...]:
+        return (module.rate(take(weights), family, _laws(theta, take)),)
+
+    return _each([weights], family, backend, call)[0]
 
 
 def add_rate_gradient(
@@ -48,61 +47,68 @@ def add_rate_gradient(
     gradients: Sequence[Tensor],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
     *,
     backend: str | None = None,
 ) -> Tensor:
     """Add ``scale * slope(w)`` to each gradient in place and return the rate of each tensor, in bits: float64 [T]."""
-    bits = torch.zeros(len(weights), dtype=torch.float64, device=_device(weights))
-    for module, rows in _groups(weights, [gradients], family, backend):
-        bits[rows] = module.add_rate_gradient(
-            _take(weights, rows), _take(gradients, rows), family, _laws(theta, rows), _take(scales, rows)
-        ).to(bits.device)
-    return bits
+
+    def call(module: Any, take: Take) -> tuple[Tensor, ...]:
+        rest = family, _laws(theta, take), take(scales)
+        return (module.add_rate_gradient(take(weights), take(gradients), *rest),)
+
+    return _each([weights, gradients], family, backend, call)[0]
 
 
 def subtract_rate_gradient(
     weights: Sequence[Tensor],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
     *,
     backend: str | None = None,
-) -> Tensor:
-    """Do ``w -= scale * slope(w)`` in place and return the rate of each tensor before that, in bits: float64 [T].
+) -> tuple[Tensor, Tensor]:
+    """Do ``w -= scale * slope(w)`` in place, in one pass over memory.
 
     Nothing keeps a weight from crossing zero: this is the decoupled step of BackSlash's published code.
+
+    Returns:
+        The rate of each tensor before the step, in bits (float64 [T]), and the :func:`moments` of the written weights.
     """
-    bits = torch.zeros(len(weights), dtype=torch.float64, device=_device(weights))
-    for module, rows in _groups(weights, [], family, backend):
-        bits[rows] = module.subtract_rate_gradient(
-            _take(weights, rows), family, _laws(theta, rows), _take(scales, rows)
-        ).to(bits.device)
-    return bits
+
+    def call(module: Any, take: Take) -> tuple[Tensor, ...]:
+        bits, sums = module.subtract_rate_gradient(take(weights), family, _laws(theta, take), take(scales))
+        return bits, sums
+
+    bits, sums = _each([weights], family, backend, call)
+    return bits, sums
 
 
 def proximal_step(
     weights: Sequence[Tensor],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
     preconditioners: Sequence[Preconditioner] | None = None,
     *,
     backend: str | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Shrink each weight by ``t = scale * |slope(w)|``, stopping at zero: ``w <- sign(w) * max(|w| - t, 0)``.
 
-    With preconditioners, t is divided elementwise by what the optimizer divides its own step by. Returns the rate of
-    each tensor before the step, in bits: float64 [T].
+    With preconditioners, t is divided elementwise by what the optimizer divides its own step by.
+
+    Returns:
+        The rate of each tensor before the step, in bits (float64 [T]), and the :func:`moments` of the written weights.
     """
-    bits = torch.zeros(len(weights), dtype=torch.float64, device=_device(weights))
+
+    def call(module: Any, take: Take) -> tuple[Tensor, ...]:
+        some = None if preconditioners is None else take(preconditioners)
+        bits, sums = module.proximal_step(take(weights), family, _laws(theta, take), take(scales), some)
+        return bits, sums
+
     others = [] if preconditioners is None else [[item.second_moment for item in preconditioners]]
-    for module, rows in _groups(weights, others, family, backend):
-        some = None if preconditioners is None else _take(preconditioners, rows)
-        bits[rows] = module.proximal_step(
-            _take(weights, rows), family, _laws(theta, rows), _take(scales, rows), some
-        ).to(bits.device)
-    return bits
+    bits, sums = _each([weights, *others], family, backend, call)
+    return bits, sums
 
 
 def adamw_step(
@@ -110,10 +116,10 @@ def adamw_step(
     gradients: Sequence[Tensor],
     firsts: Sequence[Tensor],
     seconds: Sequence[Tensor],
-    settings: Sequence[AdamW],
+    settings: Sequence[AdamW] | NDArray[np.float64],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
     apply: str,
     *,
     backend: str | None = None,
@@ -122,6 +128,7 @@ def adamw_step(
 
     Args:
         firsts, seconds: Adam's running means of gradients and of their squares, updated in place like the weights.
+        settings: rows of :class:`AdamW`.
         scales: factor of each tensor's slope; 0 is plain AdamW.
         apply: one of :data:`rdo_kernels.APPLY`.
 
@@ -129,46 +136,64 @@ def adamw_step(
         The rate of each tensor in bits (float64 [T], 0 where the scale is 0), of the weights that the slope was taken
         at; and the :func:`moments` of the written weights, from which the next step's law is fitted.
     """
-    device = _device(weights)
-    bits = torch.zeros(len(weights), dtype=torch.float64, device=device)
-    sums = torch.zeros(len(weights), len(MOMENTS), dtype=torch.float64, device=device)
-    for module, rows in _groups(weights, [gradients, firsts, seconds], family, backend):
-        tensors = [_take(group, rows) for group in (weights, gradients, firsts, seconds)]
-        found = module.adamw_step(
-            *tensors, _take(settings, rows), family, _laws(theta, rows), _take(scales, rows), apply
-        )
-        bits[rows], sums[rows] = (result.to(device) for result in found)
+    rows = np.asarray(settings, np.float64).reshape(len(weights), -1)
+    groups = [weights, gradients, firsts, seconds]
+
+    def call(module: Any, take: Take) -> tuple[Tensor, ...]:
+        rest = take(rows), family, _laws(theta, take), take(scales), apply
+        bits, sums = module.adamw_step(*map(take, groups), *rest)
+        return bits, sums
+
+    bits, sums = _each(groups, family, backend, call)
     return bits, sums
 
 
-def _groups(
-    weights: Sequence[Tensor], others: Sequence[Sequence[Tensor]], family: RateFamily | None, backend: str | None
-) -> Iterator[tuple[Any, list[int]]]:
-    """Each backend that has work, with the indices of the tensors that go there."""
+Take = Callable[[Any], Any]
+"""Picks the items of those tensors that one backend handles, from a list, tensor or array of one item for each."""
+
+
+def _each(
+    groups: Sequence[Sequence[Tensor]],
+    family: RateFamily | None,
+    backend: str | None,
+    call: Callable[[Any, Take], tuple[Tensor, ...]],
+) -> tuple[Tensor, ...]:
+    """Call each backend that has work, and put the rows of the results in the order of the tensors."""
+    shares = _shares(groups, family, backend)
+    if len(shares) == 1:
+        return call(importlib.import_module(BACKENDS[next(iter(shares))]), lambda items: items)
+    results: list[Tensor] = []
+    for name, rows in shares.items():
+        found = call(importlib.import_module(BACKENDS[name]), partial(_take, rows))
+        if not results:
+            results = [part.new_empty(len(groups[0]), *part.shape[1:], device=groups[0][0].device) for part in found]
+        for result, part in zip(results, found, strict=True):
+            result[rows] = part.to(result.device)
+    return tuple(results)
+
+
+def _shares(groups: Sequence[Sequence[Tensor]], family: RateFamily | None, backend: str | None) -> dict[str, list[int]]:
+    """The backends that have work, with the indices of the tensors that go there; ``blocks`` if there are none."""
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    if backend is not None or not groups[0]:
+        return {backend or "blocks": list(range(len(groups[0])))}
     from rdo_kernels.cpu import compiled
     from rdo_kernels.gpu import launch
 
-    groups: dict[str, list[int]] = {}
-    for index, tensors in enumerate(zip(weights, *others, strict=True)):
-        name = backend
-        if name is None and compiled.takes(tensors, family):
-            name = "compiled"
-        elif name is None:
-            name = "triton" if launch.takes(tensors, family) else "blocks"
-        groups.setdefault(name, []).append(index)
-    for name, rows in groups.items():
-        yield importlib.import_module(BACKENDS[name]), rows
+    shares: dict[str, list[int]] = {}
+    for index, tensors in enumerate(zip(*groups, strict=True)):
+        if compiled.takes(tensors, family):
+            shares.setdefault("compiled", []).append(index)
+        else:
+            shares.setdefault("triton" if launch.takes(tensors, family) else "blocks", []).append(index)
+    return shares
 
 
-def _device(weights: Sequence[Tensor]) -> torch.device:
-    return weights[0].device if weights else torch.device("cpu")
+def _take(rows: list[int], items: Any) -> Any:
+    return items[rows] if isinstance(items, Tensor | np.ndarray) else [items[row] for row in rows]
 
 
-def _take(items: Sequence[A], rows: Sequence[int]) -> list[A]:
-    return [items[row] for row in rows]
-
-
-def _laws(theta: Tensor, rows: Sequence[int]) -> Tensor:
-    return theta[list(rows)] if theta.ndim == 2 else theta
+def _laws(theta: Tensor, take: Take) -> Any:
+    """Those of the tensors, if each has its own."""
+    return take(theta) if theta.ndim == 2 else theta

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 MOMENTS = ("count", "sum_abs", "sum_sq", "zeros", "max_abs")
@@ -28,16 +30,20 @@ class RateFamily(Protocol):
         ...
 
 
+Scales = Sequence[float] | Tensor
+"""Factors of the slopes of T tensors: numbers, or a tensor of size [T] on any device, which is then not waited for."""
+
+
 class Preconditioner(NamedTuple):
     """What an Adam-like optimizer divides its step by: ``sqrt(second_moment) * factor + eps``."""
 
     second_moment: Tensor
-    factor: float
+    factor: float | Tensor
     eps: float
 
 
 class AdamW(NamedTuple):
-    """Settings of one step of AdamW for one tensor, bias corrections included.
+    """Settings of one step of AdamW for one tensor.
 
     Attributes:
         lr, beta1, beta2, eps, weight_decay: as in :class:`torch.optim.AdamW`.
@@ -53,17 +59,15 @@ class AdamW(NamedTuple):
     step: float
     gradient_factor: float = 1.0
 
-    def factors(self) -> tuple[float, float, float, float, float, float, float]:
-        """(decay, beta1, beta2, step size, factor of the second moment's root, eps, gradient factor)."""
-        return (
-            1.0 - self.lr * self.weight_decay,
-            self.beta1,
-            self.beta2,
-            self.lr / (1.0 - self.beta1**self.step),
-            1.0 / math.sqrt(1.0 - self.beta2**self.step),
-            self.eps,
-            self.gradient_factor,
-        )
+
+def adamw_factors(settings: Sequence[AdamW] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """What a step multiplies by, bias corrections included, from rows of :class:`AdamW`; float64 [T, 7].
+
+    Columns: decay, beta1, beta2, step size, factor of the second moment's root, eps, gradient factor.
+    """
+    lr, beta1, beta2, eps, decay, step, factor = np.asarray(settings, np.float64).reshape(-1, 7).T
+    columns = 1.0 - lr * decay, beta1, beta2, lr / (1.0 - beta1**step), 1.0 / np.sqrt(1.0 - beta2**step), eps, factor
+    return np.stack(columns, axis=1)
 
 
 APPLY = ("gradient", "decoupled", "proximal", "preconditioned")

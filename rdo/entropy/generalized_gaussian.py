@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
-from rdo.entropy.shape import solve_shape
+from rdo.entropy.shape import log_scale, solve_shape
 from rdo.errors import ConfigError
 
 TINY_SIGMA = 1e-12
@@ -44,8 +44,7 @@ def power_cdf(x: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
 
 def scale_of(shape: Tensor, mean_square: Tensor) -> Tensor:
     """Scale (1/g in the paper) of the law with this shape and variance; of variance 1e-24 where there is none."""
-    ratio = 0.5 * (torch.lgamma(1.0 / shape) - torch.lgamma(3.0 / shape))
-    return mean_square.sqrt().nan_to_num(0.0).clamp(min=TINY_SIGMA) * ratio.exp()
+    return mean_square.sqrt().nan_to_num(0.0).clamp(min=TINY_SIGMA) * log_scale(shape).exp()
 
 
 @ENTROPY_MODELS.register("generalized_gaussian")

@@ -96,7 +96,9 @@ def test_step_is_subtracted(family: object, theta: list[float], dtype: torch.dty
         weight = sample(size, dtype)
         expected = weight.double() - 1e-3 * family.slope(weight.double(), law(theta))
         rate = rdo_kernels.rate([weight], family, law(theta))
-        bits = rdo_kernels.subtract_rate_gradient([weight], family, law(theta), [1e-3])
+        bits, sums = rdo_kernels.subtract_rate_gradient([weight], family, law(theta), [1e-3])
+        backend = "compiled" if weight.dtype == torch.float32 and family.device_fn else "blocks"
+        assert torch.equal(sums, rdo_kernels.moments([weight], backend=backend))
         torch.testing.assert_close(weight.double(), expected, rtol=EPSILON[dtype], atol=EPSILON[dtype])
         assert float(bits) == pytest.approx(float(rate), rel=1e-12)
 
@@ -115,7 +117,9 @@ def test_proximal_step(family: object, theta: list[float], dtype: torch.dtype, p
             shrink = shrink / (moment.double().sqrt() * 1.5 + 1e-2)
         expected = w.sign() * (w.abs() - shrink).clamp(min=0.0)
         rate = rdo_kernels.rate([weight], family, law(theta))
-        bits = rdo_kernels.proximal_step([weight], family, law(theta), [2e-4], preconditioner)
+        bits, sums = rdo_kernels.proximal_step([weight], family, law(theta), [2e-4], preconditioner)
+        backend = "compiled" if weight.dtype == torch.float32 and family.device_fn else "blocks"
+        assert torch.equal(sums, rdo_kernels.moments([weight], backend=backend))
         torch.testing.assert_close(weight.double(), expected, rtol=EPSILON[dtype], atol=EPSILON[dtype])
         assert bool((weight.double() * w >= 0).all()), "a weight crossed zero"
         assert float(bits) == pytest.approx(float(rate), rel=1e-12)
@@ -204,7 +208,7 @@ def test_same_bits_from_run_to_run_and_wherever_the_weights_lie() -> None:
     for offset in (0, 1, 7, 16, 64):
         weight = store[offset : offset + 200_003].copy_(values)
         moments = rdo_kernels.moments([weight])
-        bits = rdo_kernels.subtract_rate_gradient([weight], FAMILY, THETA, [1e-3])
+        bits, _ = rdo_kernels.subtract_rate_gradient([weight], FAMILY, THETA, [1e-3])
         results.append((moments.numpy().tobytes(), bits.numpy().tobytes(), weight.numpy().tobytes()))
     assert len(set(results)) == 1
 
@@ -226,7 +230,7 @@ def test_compiled_loops_give_the_same_bits_with_any_number_of_threads() -> None:
         found = [
             rdo_kernels.moments([weight]),
             rdo_kernels.add_rate_gradient([weight], [gradient], FAMILY, THETA, [1.0]),
-            rdo_kernels.proximal_step([weight], FAMILY, THETA, [1e-4]),
+            *rdo_kernels.proximal_step([weight], FAMILY, THETA, [1e-4]),
             weight,
             gradient,
         ]
@@ -241,7 +245,7 @@ def test_threads_of_python_give_the_same_bits_as_those_of_torch(monkeypatch: pyt
     for parallel in (pool._torch_threads(), None):
         monkeypatch.setattr(pool, "_torch_threads", lambda parallel=parallel: parallel)
         weight = sample((1_300_007,))
-        bits = rdo_kernels.proximal_step([weight], FAMILY, THETA, [1e-4])
+        bits, _ = rdo_kernels.proximal_step([weight], FAMILY, THETA, [1e-4])
         found.append(bits.numpy().tobytes() + weight.numpy().tobytes())
     assert found[0] == found[1]
 

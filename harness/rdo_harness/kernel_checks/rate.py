@@ -8,7 +8,17 @@ import torch
 
 import rdo_kernels
 from rdo.entropy.generalized_gaussian import GeneralizedGaussian
-from rdo_harness.kernel_checks.samples import COUNTS, DTYPES, LAWS, check, close, same_sum, theta_of, weights
+from rdo_harness.kernel_checks.samples import (
+    COUNTS,
+    DTYPES,
+    LAWS,
+    check,
+    close,
+    same_moments,
+    same_sum,
+    theta_of,
+    weights,
+)
 from rdo_kernels import Preconditioner
 
 
@@ -69,8 +79,10 @@ def steps_follow_float64(device: torch.device, backend: str | None) -> None:
             doubles = [tensor.double().cpu() for tensor in tensors]
             rates = rdo_kernels.rate(tensors, family, theta_of(values), backend="blocks")
             scales = [1e-4] * len(tensors)
-            bits = rdo_kernels.subtract_rate_gradient(tensors, family, theta_of(values), scales, backend=backend)
+            law = theta_of(values)
+            bits, sums = rdo_kernels.subtract_rate_gradient(tensors, family, law, scales, backend=backend)
             same_sum(bits, rates)
+            same_moments(sums, tensors, backend)
             for found, w in zip(tensors, doubles, strict=True):
                 close(found, w - 1e-4 * family.slope(w, theta_of(values)), dtype, scale=0.3)
 
@@ -86,8 +98,10 @@ def proximal_steps_follow_float64(device: torch.device, backend: str | None) -> 
                 seconds = [weights(count, device, seed=2).square() for count in COUNTS]
                 divisors = [Preconditioner(second, 1.5, 1e-2) for second in seconds] if preconditioned else None
                 scales = [2e-4] * len(tensors)
-                bits = rdo_kernels.proximal_step(tensors, family, theta_of(values), scales, divisors, backend=backend)
+                law = theta_of(values)
+                bits, sums = rdo_kernels.proximal_step(tensors, family, law, scales, divisors, backend=backend)
                 same_sum(bits, rates)
+                same_moments(sums, tensors, backend)
                 for found, w, second in zip(tensors, doubles, seconds, strict=True):
                     shrink = 2e-4 * family.slope(w, theta_of(values)).abs()
                     if preconditioned:
@@ -150,6 +164,6 @@ def results_repeat_to_the_bit(device: torch.device, backend: str | None) -> None
     for _ in range(3):
         tensors = [weights(count, device) for count in (140_003, 97, 65_536)]
         moments = rdo_kernels.moments(tensors, backend=backend)
-        bits = rdo_kernels.proximal_step(tensors, family, theta, [1e-4] * 3, backend=backend)
-        results.add(b"".join(t.cpu().numpy().tobytes() for t in (moments, bits, *tensors)))
+        bits, sums = rdo_kernels.proximal_step(tensors, family, theta, [1e-4] * 3, backend=backend)
+        results.add(b"".join(t.cpu().numpy().tobytes() for t in (moments, bits, sums, *tensors)))
     assert len(results) == 1, f"{len(results)} different results"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+import rdo_kernels
 from rdo.entropy import EntropyModel
 from rdo.entropy.gaussian import Gaussian
 from rdo.entropy.generalized_gaussian import GeneralizedGaussian
@@ -56,3 +57,8 @@ def close(found: Tensor, expected: Tensor, dtype: torch.dtype, scale: float) -> 
 
 def same_sum(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found.cpu(), expected.double().cpu().reshape(found.shape), rtol=SUM, atol=1e-12)
+
+
+def same_moments(found: Tensor, tensors: Sequence[Tensor], backend: str | None) -> None:
+    """What a step gathered from the weights that it wrote is what a pass over them finds."""
+    torch.testing.assert_close(found, rdo_kernels.moments(tensors, backend=backend), rtol=1e-14, atol=0)

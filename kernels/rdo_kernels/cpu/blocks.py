@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rdo_kernels.types import MOMENTS, AdamW, Preconditioner, RateFamily
+from rdo_kernels.types import MOMENTS, AdamW, Preconditioner, RateFamily, Scales, adamw_factors
 
 _BLOCK_PER_THREAD = 1 << 16
 _FLOATS = (torch.float32, torch.float64)
@@ -52,48 +54,50 @@ def add_rate_gradient(
     gradients: Sequence[Tensor],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
 ) -> Tensor:
     """Add ``scale * slope(w)`` to each gradient in place and return the rate of each tensor, in bits: float64 [T]."""
     total = torch.zeros(len(weights), dtype=torch.float64)
     for index, weight, law in _with_theta(weights, theta):
         for block, gradient in _blocks(weight.detach(), gradients[index]):
             bits, slope = family.rate_and_slope(_upcast(block), law)
-            gradient.add_(slope, alpha=scales[index])
+            # Rounded before it is added, so that autograd's sum of the two gradients has the same bits.
+            gradient.add_(slope.mul_(scales[index]))
             total[index] += bits.sum().cpu()
     return total
 
 
 def subtract_rate_gradient(
-    weights: Sequence[Tensor], family: RateFamily, theta: Tensor, scales: Sequence[float]
-) -> Tensor:
+    weights: Sequence[Tensor], family: RateFamily, theta: Tensor, scales: Scales
+) -> tuple[Tensor, Tensor]:
     """Do ``w -= scale * slope(w)`` in place and return the rate of each tensor before that, in bits: float64 [T].
 
     Nothing keeps a weight from crossing zero: this is the decoupled step of BackSlash's published code.
     """
-    total = torch.zeros(len(weights), dtype=torch.float64)
+    total, sums = _nothing(len(weights))
     for index, weight, law in _with_theta(weights, theta):
         for (block,) in _blocks(weight.detach()):
             values = _upcast(block)
             bits, slope = family.rate_and_slope(values, law)
-            block.copy_(values.sub_(slope, alpha=scales[index]))
+            block.copy_(values.sub_(slope.mul_(scales[index])))
             total[index] += bits.sum().cpu()
-    return total
+            _add(sums[index], block)
+    return total, sums
 
 
 def proximal_step(
     weights: Sequence[Tensor],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
     preconditioners: Sequence[Preconditioner] | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Shrink each weight by ``t = scale * |slope(w)|``, stopping at zero: ``w <- sign(w) * max(|w| - t, 0)``.
 
     With preconditioners, t is divided elementwise by what the optimizer divides its own step by. Returns the rate of
     each tensor before the step, in bits: float64 [T].
     """
-    total = torch.zeros(len(weights), dtype=torch.float64)
+    total, sums = _nothing(len(weights))
     for index, weight, law in _with_theta(weights, theta):
         preconditioner = preconditioners[index] if preconditioners else None
         tensors = [weight.detach()] if preconditioner is None else [weight.detach(), preconditioner.second_moment]
@@ -106,7 +110,8 @@ def proximal_step(
                 shrink.div_(root.mul_(preconditioner.factor).add_(preconditioner.eps))
             block.copy_(values.sub_(values.clamp(-shrink, shrink)))
             total[index] += bits.sum().cpu()
-    return total
+            _add(sums[index], block)
+    return total, sums
 
 
 def adamw_step(
@@ -114,19 +119,18 @@ def adamw_step(
     gradients: Sequence[Tensor],
     firsts: Sequence[Tensor],
     seconds: Sequence[Tensor],
-    settings: Sequence[AdamW],
+    settings: Sequence[AdamW] | NDArray[np.float64],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
     apply: str,
 ) -> tuple[Tensor, Tensor]:
-    total = torch.zeros(len(weights), dtype=torch.float64)
-    sums = torch.zeros(len(weights), len(MOMENTS), dtype=torch.float64)
+    total, sums = _nothing(len(weights))
+    factors = adamw_factors(settings).tolist()
     for index, weight, law in _with_theta(weights, theta):
-        decay, beta1, beta2, step, root_factor, eps, gradient_factor = settings[index].factors()
-        scale = scales[index]
+        decay, beta1, beta2, step, root_factor, eps, gradient_factor = factors[index]
+        scale = float(scales[index])
         groups = (weight.detach(), gradients[index].detach(), firsts[index], seconds[index])
-        sums[index, 0] = weight.numel()
         for block, gradient, first, second in _blocks(*groups):
             value = _upcast(block).clone()
             direction = _upcast(gradient) * gradient_factor
@@ -149,12 +153,20 @@ def adamw_step(
                         shrink.div_(divisor)
                     value.sub_(value.clamp(-shrink, shrink))
             block.copy_(value)
-            sums[index, 1:] = _added(sums[index, 1:], moments([block])[0, 1:])
+            _add(sums[index], block)
     return total, sums
 
 
-def _added(sums: Tensor, more: Tensor) -> Tensor:
-    return torch.cat([sums[:3] + more[:3], torch.maximum(sums[3:], more[3:])])
+def _nothing(tensors: int) -> tuple[Tensor, Tensor]:
+    """Where the rates and the moments of tensors are added up."""
+    return torch.zeros(tensors, dtype=torch.float64), torch.zeros(tensors, len(MOMENTS), dtype=torch.float64)
+
+
+def _add(sums: Tensor, block: Tensor) -> None:
+    """Add the moments of a block to those of its tensor."""
+    more = moments([block])[0]
+    sums[:4] += more[:4]
+    sums[4] = torch.maximum(sums[4], more[4])
 
 
 def _with_theta(weights: Sequence[Tensor], theta: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rdo_kernels.chunks import TENSOR, Chunks, chunk_table, sum_by_tensor
+from rdo_kernels.chunks import TENSOR, Chunks, address_table, chunks_of, sum_by_tensor
 from rdo_kernels.cpu import pool
-from rdo_kernels.types import APPLY, AdamW, Preconditioner, RateFamily
+from rdo_kernels.types import APPLY, AdamW, Preconditioner, RateFamily, Scales, adamw_factors
 
 POWER = "rdo_kernels.device.power:power"
 _SCALE, _FACTOR, _FLOOR, _COLUMNS = 3, 4, 5, 6
@@ -28,14 +28,14 @@ def takes(tensors: Sequence[Tensor], family: RateFamily | None) -> bool:
 
 
 def moments(weights: Sequence[Tensor]) -> Tensor:
-    chunks = chunk_table(weights)
+    chunks = chunks_of(weights)
     sums = np.empty((len(chunks), 4))
-    pool.run("moments", chunks, sums=sums)
+    pool.run("moments", chunks, address_table([weights]), sums=sums)
     return _moments(sums, chunks, weights)
 
 
 def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> Tensor:
-    return _run("rate", weights, None, _laws(weights, family, theta))
+    return _run("rate", weights, weights, _laws(weights, family, theta))[0]
 
 
 def add_rate_gradient(
@@ -43,36 +43,36 @@ def add_rate_gradient(
     gradients: Sequence[Tensor],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
 ) -> Tensor:
     laws = _laws(weights, family, theta)
     laws[:, _SCALE] = scales
-    return _run("add_slope", weights, gradients, laws, written=gradients)
+    return _run("add_slope", weights, gradients, laws, written=gradients)[0]
 
 
 def subtract_rate_gradient(
-    weights: Sequence[Tensor], family: RateFamily, theta: Tensor, scales: Sequence[float]
-) -> Tensor:
+    weights: Sequence[Tensor], family: RateFamily, theta: Tensor, scales: Scales
+) -> tuple[Tensor, Tensor]:
     laws = _laws(weights, family, theta)
     laws[:, _SCALE] = np.negative(scales)
-    return _run("add_slope", weights, weights, laws, written=weights)
+    return _run("add_slope", weights, weights, laws, 1, written=weights)
 
 
 def proximal_step(
     weights: Sequence[Tensor],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
     preconditioners: Sequence[Preconditioner] | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     laws = _laws(weights, family, theta)
     laws[:, _SCALE] = scales
-    seconds = None
-    if preconditioners is not None:
-        seconds = [preconditioner.second_moment for preconditioner in preconditioners]
-        laws[:, _FACTOR] = [preconditioner.factor for preconditioner in preconditioners]
-        laws[:, _FLOOR] = [preconditioner.eps for preconditioner in preconditioners]
-    return _run("shrink", weights, seconds, laws, int(seconds is not None), written=weights)
+    if preconditioners is None:
+        return _run("shrink", weights, weights, laws, written=weights)
+    laws[:, _FACTOR] = [float(preconditioner.factor) for preconditioner in preconditioners]
+    laws[:, _FLOOR] = [preconditioner.eps for preconditioner in preconditioners]
+    seconds = [preconditioner.second_moment for preconditioner in preconditioners]
+    return _run("shrink", weights, seconds, laws, 1, written=weights)
 
 
 def adamw_step(
@@ -80,18 +80,18 @@ def adamw_step(
     gradients: Sequence[Tensor],
     firsts: Sequence[Tensor],
     seconds: Sequence[Tensor],
-    settings: Sequence[AdamW],
+    settings: Sequence[AdamW] | NDArray[np.float64],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
     apply: str,
 ) -> tuple[Tensor, Tensor]:
     laws = _laws(weights, family, theta)
     laws[:, _SCALE] = scales
-    factors = np.array([setting.factors() for setting in settings], np.float64).reshape(len(settings), -1)
-    chunks = chunk_table(weights, gradients, firsts, seconds)
+    chunks = chunks_of(weights)
     bits, sums = np.empty(len(chunks)), np.empty((len(chunks), 4))
-    pool.run("adamw", chunks, laws, factors, bits, sums, option=APPLY.index(apply))
+    places = address_table([weights, gradients, firsts, seconds])
+    pool.run("adamw", chunks, places, laws, adamw_factors(settings), bits, sums, option=APPLY.index(apply))
     torch.autograd.graph.increment_version([*weights, *firsts, *seconds])
     return torch.from_numpy(sum_by_tensor(bits, chunks, len(weights))), _moments(sums, chunks, weights)
 
@@ -115,13 +115,14 @@ def _laws(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> NDArr
 def _run(
     action: str,
     weights: Sequence[Tensor],
-    others: Sequence[Tensor] | None,
+    others: Sequence[Tensor],
     laws: NDArray[np.float64],
     option: int = 0,
     written: Sequence[Tensor] = (),
-) -> Tensor:
-    chunks = chunk_table(weights, weights if others is None else others)
-    bits = np.zeros(len(chunks))
-    pool.run(action, chunks, laws, bits=bits, option=option)
+) -> tuple[Tensor, Tensor]:
+    """Rate of each tensor, float64 [T], and the moments of the weights if they are what is written."""
+    chunks = chunks_of(weights)
+    bits, sums = np.zeros(len(chunks)), np.zeros((len(chunks), 4))
+    pool.run(action, chunks, address_table([weights, others]), laws, bits=bits, sums=sums, option=option)
     torch.autograd.graph.increment_version(written)  # autograd must know, as of any write in place
-    return torch.from_numpy(sum_by_tensor(bits, chunks, len(weights)))
+    return torch.from_numpy(sum_by_tensor(bits, chunks, len(weights))), _moments(sums, chunks, weights)

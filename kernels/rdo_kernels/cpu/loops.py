@@ -3,9 +3,10 @@
 Each function walks rows of a table of chunks and writes the sums of each chunk, so that results depend neither on the
 number of threads nor on where the weights lie.
 
-Legend: rows of ``chunks`` are those of :mod:`rdo_kernels.chunks`; a second tensor is called "other". A law is
-(nu, c, eps, scale, factor, floor) in float64, one row for each tensor: slopes are multiplied by ``scale``, and divided
-by ``sqrt(other) * factor + floor`` in the preconditioned step. ``bits`` is float64, one for each chunk.
+Legend: rows of ``chunks`` and ``addresses`` are those of :mod:`rdo_kernels.chunks`; a second tensor is called "other".
+A law is (nu, c, eps, scale, factor, floor) in float64, one row for each tensor: slopes are multiplied by ``scale``, and
+divided by ``sqrt(other) * factor + floor`` in the preconditioned step. ``bits`` (float64, one a chunk) is the rate
+of the weights that slopes were taken at; ``sums`` (float64 [chunks, 4]) are those of the weights as written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numba import carray, cfunc, float32, int32, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
-from rdo_kernels.chunks import ADDRESSES, COUNT, TENSOR
+from rdo_kernels.chunks import COUNT, FIRST, TENSOR
 from rdo_kernels.types import APPLY
 
 # Sums may be reordered into vector lanes, always in the same way. NaN keeps its meaning.
@@ -65,6 +66,19 @@ def _atomic_increment(typing_context: Any, address: Any) -> Any:
 
 
 _next: Any = intrinsic(_atomic_increment)
+
+
+def _mark_caller(typing_context: Any) -> Any:
+    """Keep the compiler from inlining the function that calls this."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+_never_inline: Any = intrinsic(_mark_caller)
 
 
 @njit(**_OPTIONS)
@@ -146,6 +160,7 @@ def _shrink(weights, powers, factor):  # type: ignore[no-untyped-def]
 @njit(**_OPTIONS)
 def _add_sums(weights, sums):  # type: ignore[no-untyped-def]
     """Add sum |w|, sum w^2 and zeros to ``sums`` and raise its max |w|; NaN and infinity propagate."""
+    _never_inline()  # or the order of the sums would depend on the caller
     sum_abs = 0.0
     sum_sq = 0.0
     zeros = 0
@@ -166,37 +181,46 @@ def _add_sums(weights, sums):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
-def moments(chunks, sums):  # type: ignore[no-untyped-def]
+def _at(chunks, addresses, row, group):  # type: ignore[no-untyped-def]
+    """The float32 of a chunk in one of the groups of tensors."""
+    chunk = chunks[row]
+    return carray(_pointer(addresses[chunk[TENSOR], group] + 4 * chunk[FIRST]), chunk[COUNT])
+
+
+@njit(**_OPTIONS)
+def moments(chunks, addresses, sums):  # type: ignore[no-untyped-def]
     """Fill ``sums`` (float64 [chunks, 4]) with sum |w|, sum w^2, zeros and max |w|; NaN and infinity propagate."""
     for row in range(chunks.shape[0]):
-        weights = carray(_pointer(chunks[row, ADDRESSES]), chunks[row, COUNT])
+        weights = _at(chunks, addresses, row, 0)
         sums[row] = 0.0
         for begin in range(0, weights.size, _RUN):  # run by run, as in a step, so that both give the same bits
             _add_sums(weights[begin : begin + _RUN], sums[row])
 
 
 @njit(**_OPTIONS)
-def rate(chunks, laws, bits):  # type: ignore[no-untyped-def]
+def rate(chunks, addresses, laws, bits):  # type: ignore[no-untyped-def]
     """Rate of the weights."""
     powers = np.empty(_RUN, np.float32)
     for row in range(chunks.shape[0]):
         law = laws[chunks[row, TENSOR]]
-        weights = carray(_pointer(chunks[row, ADDRESSES]), chunks[row, COUNT])
+        weights = _at(chunks, addresses, row, 0)
         bits[row] = 0.0
         for begin in range(0, weights.size, _RUN):
             bits[row] += _powers(weights[begin : begin + _RUN], law, powers)
 
 
 @njit(**_OPTIONS)
-def add_slope(chunks, laws, bits):  # type: ignore[no-untyped-def]
-    """Add the scaled slope to the other tensor, which may be the weights themselves; rate before that."""
+def add_slope(chunks, addresses, laws, stepping, bits, sums):  # type: ignore[no-untyped-def]
+    """Add the scaled slope to the other tensor; in a step that is the weights themselves, and their sums are taken."""
     powers = np.empty(_RUN, np.float32)
     for row in range(chunks.shape[0]):
         law = laws[chunks[row, TENSOR]]
         factor = float32(law[0] * law[1] * law[3])
-        weights = carray(_pointer(chunks[row, ADDRESSES]), chunks[row, COUNT])
-        others = carray(_pointer(chunks[row, ADDRESSES + 1]), chunks[row, COUNT])
+        weights = _at(chunks, addresses, row, 0)
+        others = _at(chunks, addresses, row, 1)
         bits[row] = 0.0
+        if stepping:
+            sums[row] = 0.0
         for begin in range(0, weights.size, _RUN):
             run = weights[begin : begin + _RUN]
             other = others[begin : begin + _RUN]
@@ -205,32 +229,36 @@ def add_slope(chunks, laws, bits):  # type: ignore[no-untyped-def]
                 powers[i] *= factor * _sign(run[i])
             for i in range(run.size):
                 other[i] += powers[i]
+            if stepping:
+                _add_sums(other, sums[row])
 
 
 @njit(**_OPTIONS)
-def shrink(chunks, laws, preconditioned, bits):  # type: ignore[no-untyped-def]
-    """Shrink the weights by the scaled slope, stopping at zero; rate before that."""
+def shrink(chunks, addresses, laws, preconditioned, bits, sums):  # type: ignore[no-untyped-def]
+    """Shrink the weights by the scaled slope, stopping at zero."""
     powers = np.empty(_RUN, np.float32)
     for row in range(chunks.shape[0]):
         law = laws[chunks[row, TENSOR]]
         factor = float32(law[0] * law[1] * law[3])
         root_factor, floor = float32(law[4]), float32(law[5])
-        weights = carray(_pointer(chunks[row, ADDRESSES]), chunks[row, COUNT])
-        others = carray(_pointer(chunks[row, ADDRESSES + 1]), chunks[row, COUNT])
+        weights = _at(chunks, addresses, row, 0)
+        others = _at(chunks, addresses, row, 1)
         bits[row] = 0.0
+        sums[row] = 0.0
         for begin in range(0, weights.size, _RUN):
             run = weights[begin : begin + _RUN]
             bits[row] += _powers(run, law, powers)
             if preconditioned:
                 _divide(powers, others[begin : begin + _RUN], root_factor, floor)
             _shrink(run, powers, factor)
+            _add_sums(run, sums[row])
 
 
 @njit(**_OPTIONS)
-def adamw(chunks, settings, laws, apply, bits, sums):  # type: ignore[no-untyped-def]
-    """One step of AdamW and of the rate term; the rate, and the sums of the written weights.
+def adamw(chunks, addresses, settings, laws, apply, bits, sums):  # type: ignore[no-untyped-def]
+    """One step of AdamW and of the rate term.
 
-    Addresses are those of weights, gradients, first and second moments. A row of ``settings`` (float64) is (decay,
+    Groups are weights, gradients, first and second moments. A row of ``settings`` (float64) is (decay,
     beta1, beta2, step, root factor, eps, gradient factor), see :class:`rdo_kernels.types.AdamW`. ``apply`` is an index
     into :data:`rdo_kernels.types.APPLY`; tensors whose scale is 0 get plain AdamW.
     """
@@ -242,14 +270,11 @@ def adamw(chunks, settings, laws, apply, bits, sums):  # type: ignore[no-untyped
         decay, rest1, beta2 = float32(setting[0]), float32(1.0 - setting[1]), float32(setting[2])
         rest2, step = float32(1.0 - setting[2]), float32(setting[3])
         root_factor, eps, gradient_factor = float32(setting[4]), float32(setting[5]), float32(setting[6])
-        count = chunks[row, COUNT]
-        weights = carray(_pointer(chunks[row, ADDRESSES]), count)
-        gradients = carray(_pointer(chunks[row, ADDRESSES + 1]), count)
-        firsts = carray(_pointer(chunks[row, ADDRESSES + 2]), count)
-        seconds = carray(_pointer(chunks[row, ADDRESSES + 3]), count)
+        weights, gradients = _at(chunks, addresses, row, 0), _at(chunks, addresses, row, 1)
+        firsts, seconds = _at(chunks, addresses, row, 2), _at(chunks, addresses, row, 3)
         bits[row] = 0.0
         sums[row] = 0.0
-        for begin in range(0, count, _RUN):
+        for begin in range(0, weights.size, _RUN):
             run, gradient = weights[begin : begin + _RUN], gradients[begin : begin + _RUN]
             first, second = firsts[begin : begin + _RUN], seconds[begin : begin + _RUN]
             if action == _GRADIENT:
@@ -285,16 +310,17 @@ _MOMENTS, _RATE, _ADD_SLOPE, _SHRINK = range(4)
 def work(pointer):  # type: ignore[no-untyped-def]
     """One thread's share of a job: it takes the next chunk until none is left.
 
-    A job is (next row, rows, action, option, laws, columns of chunks, of laws and of settings, addresses of chunks,
-    laws, settings, bits and sums) in int64.
+    A job is (next row, rows, action, option, tensors, columns of addresses, of laws and of settings, addresses of
+    chunks, of addresses, laws, settings, bits and sums) in int64.
     """
-    job = carray(pointer, 13)
+    job = carray(pointer, 14)
     rows, action, option, tensors = job[1], job[2], job[3], job[4]
-    chunks = carray(_integers(job[8]), (rows, job[5]))
-    laws = carray(_doubles(job[9]), (tensors, job[6]))
-    settings = carray(_doubles(job[10]), (tensors, job[7]))
-    bits = carray(_doubles(job[11]), rows)
-    sums = carray(_doubles(job[12]), (rows, 4))
+    chunks = carray(_integers(job[8]), (rows, 3))
+    addresses = carray(_integers(job[9]), (tensors, job[5]))
+    laws = carray(_doubles(job[10]), (tensors, job[6]))
+    settings = carray(_doubles(job[11]), (tensors, job[7]))
+    bits = carray(_doubles(job[12]), rows)
+    sums = carray(_doubles(job[13]), (rows, 4))
     start = job.ctypes.data
     while True:
         row = _next(start)
@@ -302,12 +328,12 @@ def work(pointer):  # type: ignore[no-untyped-def]
             break
         one = slice(row, row + 1)
         if action == _MOMENTS:
-            moments(chunks[one], sums[one])
+            moments(chunks[one], addresses, sums[one])
         elif action == _RATE:
-            rate(chunks[one], laws, bits[one])
+            rate(chunks[one], addresses, laws, bits[one])
         elif action == _ADD_SLOPE:
-            add_slope(chunks[one], laws, bits[one])
+            add_slope(chunks[one], addresses, laws, option != 0, bits[one], sums[one])
         elif action == _SHRINK:
-            shrink(chunks[one], laws, option != 0, bits[one])
+            shrink(chunks[one], addresses, laws, option != 0, bits[one], sums[one])
         else:
-            adamw(chunks[one], settings, laws, option, bits[one], sums[one])
+            adamw(chunks[one], addresses, settings, laws, option, bits[one], sums[one])

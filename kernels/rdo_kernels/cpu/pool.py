@@ -26,6 +26,7 @@ _MIN_CHUNKS_PER_THREAD = 2
 def run(
     action: str,
     chunks: NDArray[np.int64],
+    addresses: NDArray[np.int64],
     laws: NDArray[np.float64] | None = None,
     settings: NDArray[np.float64] | None = None,
     bits: NDArray[np.float64] | None = None,
@@ -35,12 +36,12 @@ def run(
     """Run a function of :mod:`rdo_kernels.cpu.loops`, by name, on every chunk. Arrays must be C-contiguous."""
     from rdo_kernels.cpu import loops
 
-    arrays = [chunks, laws, settings, bits, sums]
+    arrays = [chunks, addresses, laws, settings, bits, sums]
     assert all(array is None or array.flags.c_contiguous for array in arrays)
-    addresses = [0 if array is None else array.ctypes.data for array in arrays]
-    columns = [0 if array is None or array.ndim < 2 else array.shape[1] for array in (chunks, laws, settings)]
-    rows = 0 if laws is None else len(laws)
-    job = np.array([0, len(chunks), loops.ACTIONS.index(action), option, rows, *columns, *addresses], np.int64)
+    places = [0 if array is None else array.ctypes.data for array in arrays]
+    columns = [0 if array is None else array.shape[1] for array in (addresses, laws, settings)]
+    numbers = [0, len(chunks), loops.ACTIONS.index(action), option, len(addresses), *columns]
+    job = np.array([*numbers, *places], np.int64)
     threads = max(1, min(torch.get_num_threads(), len(chunks) // _MIN_CHUNKS_PER_THREAD))
     parallel = _torch_threads()
     address: Any = loops.work.address

@@ -1,8 +1,9 @@
 """The Triton kernels of the rate term: one program for each chunk of at most 65,536 weights.
 
-Legend: a row of ``chunks`` is (count, tensor, address of the weights, address of another tensor) in int64. A row of
-``laws`` is (theta of the device function, scale, factor, floor) in float32, one for each tensor. All arithmetic is in
-float32, sums over a chunk and beyond in float64 and in a fixed order.
+Legend: a row of ``chunks`` is (count, tensor, first weight) in int64; ``first`` is the first row of this launch. A row
+of ``addresses`` (int64) says where the tensors of each group begin. A row of ``laws`` is (theta of the device function,
+scale, factor, floor) in float32, one for each tensor. All arithmetic is in float32, sums over a chunk and beyond in
+float64 and in a fixed order. ``sums`` (float64 [rows, 4]) are those of the weights as written.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ def law_of(row, PARAMETERS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def tensor_at(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
-    pointer = address.to(tl.pointer_type(DTYPE))
+def tensor_at(addresses, tensor, begin, group, GROUPS: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Pointer to weight ``begin`` (int64) of a tensor of a group. Chunks begin at multiples of 65,536 weights."""
+    pointer = tl.load(addresses + tensor * GROUPS + group).to(tl.pointer_type(DTYPE)) + begin
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
@@ -44,31 +46,39 @@ def tensor_at(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):  # type: ign
 def _act(  # type: ignore[no-untyped-def]
     weights, others, mask, theta, scale, factor, floor, function: tl.constexpr, ACTION: tl.constexpr
 ):
-    """Do one block's share of the action and return its bits; ``mask`` is None in a full block."""
+    """Do one block's share of the action; its bits, and the weights as written. ``mask`` is None in a full block."""
     w = tl.load(weights, mask=mask).to(tl.float32)
     bits, slope = function(w, theta)
     if ACTION == _ADD_SLOPE:
+        # Launched without fused multiply-add: rounded twice, as when autograd adds the two gradients.
         total = tl.load(others, mask=mask).to(tl.float32) + scale * slope
         tl.store(others, total.to(others.dtype.element_ty), mask=mask)
-    elif ACTION == _SUBTRACT_SLOPE:
-        tl.store(weights, (w - scale * slope).to(weights.dtype.element_ty), mask=mask)
     elif ACTION != _RATE:
-        shrink = scale * tl.abs(slope)
-        if ACTION == _SHRINK_SCALED:
-            shrink = shrink / (tl.sqrt(tl.load(others, mask=mask).to(tl.float32)) * factor + floor)
-        left = tl.abs(w) - shrink
-        left = tl.where(left <= 0, 0.0, left)
-        tl.store(weights, tl.where(w < 0, -left, left).to(weights.dtype.element_ty), mask=mask)
+        if ACTION == _SUBTRACT_SLOPE:
+            w = w - scale * slope
+        else:
+            shrink = scale * tl.abs(slope)
+            if ACTION == _SHRINK_SCALED:
+                shrink = shrink / (tl.sqrt(tl.load(others, mask=mask).to(tl.float32)) * factor + floor)
+            left = tl.abs(w) - shrink
+            left = tl.where(left <= 0, 0.0, left)
+            w = tl.where(w < 0, -left, left)
+        stored = w.to(weights.dtype.element_ty)
+        tl.store(weights, stored, mask=mask)
+        w = stored.to(tl.float32)
     if mask is not None:
         bits = tl.where(mask, bits, 0.0)
-    return bits
+    return bits, w
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def rate(  # type: ignore[no-untyped-def]
     chunks,
+    addresses,
     laws,
     partials,
+    sums,
+    first,
     function: tl.constexpr,
     PARAMETERS: tl.constexpr,
     WEIGHT: tl.constexpr,
@@ -78,23 +88,33 @@ def rate(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):
     """Rate of a chunk into ``partials`` (float64), and the action, in the same pass."""
-    row = tl.program_id(0).to(tl.int64)
-    count = tl.load(chunks + 4 * row).to(tl.int32)
-    law = laws + tl.load(chunks + 4 * row + 1) * (PARAMETERS + 3)
-    weights = tensor_at(tl.load(chunks + 4 * row + 2), WEIGHT, ALIGNED)
-    others = tensor_at(tl.load(chunks + 4 * row + 3), OTHER, ALIGNED)
+    row = tl.program_id(0).to(tl.int64) + first
+    count = tl.load(chunks + 3 * row).to(tl.int32)
+    tensor, begin = tl.load(chunks + 3 * row + 1), tl.load(chunks + 3 * row + 2)
+    law = laws + tensor * (PARAMETERS + 3)
+    weights = tensor_at(addresses, tensor, begin, 0, 2, WEIGHT, ALIGNED)
+    others = tensor_at(addresses, tensor, begin, 1, 2, OTHER, ALIGNED)
     theta = law_of(law, PARAMETERS)
     scale, factor, floor = tl.load(law + PARAMETERS), tl.load(law + PARAMETERS + 1), tl.load(law + PARAMETERS + 2)
     offsets = tl.arange(0, BLOCK)
-    bits = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    gathered = no_sums(BLOCK)
     full = count // BLOCK * BLOCK
     for start in range(0, full, BLOCK):  # without masks, so that loads can be wide
         at = start + offsets
-        bits += _act(weights + at, others + at, None, theta, scale, factor, floor, function, ACTION)
+        bits, written = _act(weights + at, others + at, None, theta, scale, factor, floor, function, ACTION)
+        total += bits
+        if ACTION >= _SUBTRACT_SLOPE:
+            gathered = accumulate(written, None, gathered)
     if full < count:
         at = full + offsets
-        bits += _act(weights + at, others + at, at < count, theta, scale, factor, floor, function, ACTION)
-    tl.store(partials + row, tl.sum(bits.to(tl.float64)))
+        bits, written = _act(weights + at, others + at, at < count, theta, scale, factor, floor, function, ACTION)
+        total += bits
+        if ACTION >= _SUBTRACT_SLOPE:
+            gathered = accumulate(written, at < count, gathered)
+    tl.store(partials + row, tl.sum(total.to(tl.float64)))
+    if ACTION >= _SUBTRACT_SLOPE:
+        store_sums(sums + 4 * row, gathered)
 
 
 @triton.jit
@@ -130,28 +150,29 @@ def store_sums(row, sums):  # type: ignore[no-untyped-def]
     tl.store(row + 3, tl.max(largest).to(tl.float32, bitcast=True).to(tl.float64))
 
 
-@triton.jit
-def moments(chunks, partials, WEIGHT: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sum |w|, sum w^2, zeros and max |w| of a chunk into ``partials`` (float64 [rows, 4])."""
-    row = tl.program_id(0).to(tl.int64)
+@triton.jit(do_not_specialize=["first"])
+def moments(chunks, addresses, sums, first, WEIGHT: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sum |w|, sum w^2, zeros and max |w| of a chunk."""
+    row = tl.program_id(0).to(tl.int64) + first
     count = tl.load(chunks + 3 * row).to(tl.int32)
-    weights = tensor_at(tl.load(chunks + 3 * row + 2), WEIGHT, ALIGNED)
+    tensor, begin = tl.load(chunks + 3 * row + 1), tl.load(chunks + 3 * row + 2)
+    weights = tensor_at(addresses, tensor, begin, 0, 1, WEIGHT, ALIGNED)
     offsets = tl.arange(0, BLOCK)
-    sums = no_sums(BLOCK)
+    gathered = no_sums(BLOCK)
     full = count // BLOCK * BLOCK
     for start in range(0, full, BLOCK):
-        sums = accumulate(tl.load(weights + start + offsets).to(tl.float32), None, sums)
+        gathered = accumulate(tl.load(weights + start + offsets).to(tl.float32), None, gathered)
     if full < count:
         at = full + offsets
-        sums = accumulate(tl.load(weights + at, mask=at < count).to(tl.float32), at < count, sums)
-    store_sums(partials + 4 * row, sums)
+        gathered = accumulate(tl.load(weights + at, mask=at < count).to(tl.float32), at < count, gathered)
+    store_sums(sums + 4 * row, gathered)
 
 
 @triton.jit
 def add_up(partials, bounds, sums, COLUMNS: tl.constexpr, SUMMED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Add up the rows of each tensor in order; the columns from ``SUMMED`` on take their maximum instead."""
     tensor = tl.program_id(0).to(tl.int64)
-    begin, end = tl.load(bounds + tensor), tl.load(bounds + tensor + 1)
+    begin, end = tl.load(bounds + 2 * tensor), tl.load(bounds + 2 * tensor + 1)
     offsets = tl.arange(0, 256)
     for column in tl.static_range(COLUMNS):
         total = tl.zeros((256,), tl.float64)

@@ -1,21 +1,22 @@
-"""What a launch needs besides its kernel: which tensors it takes, its table of chunks on the device, its types."""
+"""What a launch needs besides its kernel: which tensors it takes, its tables on the device, its types."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rdo_kernels.chunks import ADDRESSES, TENSOR, chunk_table
-from rdo_kernels.types import RateFamily
+from rdo_kernels.chunks import TENSOR, chunk_table
+from rdo_kernels.types import RateFamily, Scales
 
+Dtypes = tuple[torch.dtype, ...]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,32 +45,77 @@ def device_function(name: str) -> Any:
     return getattr(importlib.import_module(module), function)
 
 
-class Table:
-    """Chunks on the device, and where those of each tensor begin.
+class Span(NamedTuple):
+    """Chunks of tensors that share their data types over all groups, and so a launch."""
+
+    dtypes: Dtypes
+    first: int
+    rows: int
+
+
+class Geometry(NamedTuple):
+    """How tensors are cut; it depends on their sizes and data types alone.
 
     Attributes:
-        chunks: int64 [rows, columns], see :mod:`rdo_kernels.chunks`.
-        bounds: int64 [tensors + 1].
-        aligned: whether every address is a multiple of 16, so that loads can be of 16 bytes.
+        chunks: int64 [rows, 3] on the device, see :mod:`rdo_kernels.chunks`; those of a span are neighbours.
+        bounds: int64 [T, 2] on the device: first row of each tensor, and the one after its last.
+        counts: float64 [T] on the device, weights of each tensor.
     """
 
-    def __init__(self, *groups: Sequence[Tensor]) -> None:
-        chunks = torch.from_numpy(chunk_table(*groups))
-        counts = torch.bincount(chunks[:, TENSOR], minlength=len(groups[0]))
-        bounds = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-        device = groups[0][0].device
-        self.rows = len(chunks)
-        self.aligned = not bool((chunks[:, ADDRESSES:] % 16).any())
-        self.chunks = chunks.to(device, non_blocking=True)
-        self.bounds = bounds.to(device, non_blocking=True)
+    chunks: Tensor
+    bounds: Tensor
+    counts: Tensor
+    spans: tuple[Span, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.chunks.shape[0]
 
 
-def by_dtype(*groups: Sequence[Tensor]) -> dict[tuple[torch.dtype, ...], list[int]]:
-    """Which tensors share their data types over all groups, and so a launch."""
-    rows: dict[tuple[torch.dtype, ...], list[int]] = {}
-    for row, tensors in enumerate(zip(*groups, strict=True)):
-        rows.setdefault(tuple(tensor.dtype for tensor in tensors), []).append(row)
-    return rows
+@lru_cache(maxsize=32)
+def _geometry(counts: tuple[int, ...], dtypes: tuple[Dtypes, ...], device: torch.device) -> Geometry:
+    chunks = chunk_table(counts)
+    kinds = sorted(set(dtypes), key=dtypes.index)
+    kind = np.array([kinds.index(own) for own in dtypes], np.int64)
+    chunks = chunks[np.argsort(kind[chunks[:, TENSOR]], kind="stable")]
+    spans, first = [], 0
+    for number, own in enumerate(kinds):
+        rows = int((kind[chunks[:, TENSOR]] == number).sum())
+        spans.append(Span(own, first, rows))
+        first += rows
+    bounds = np.zeros((len(counts), 2), np.int64)
+    tensors, begin, pieces = np.unique(chunks[:, TENSOR], return_index=True, return_counts=True)
+    bounds[tensors] = np.stack([begin, begin + pieces], axis=1)
+    parts = chunks, bounds, np.array(counts, np.float64)
+    on_device = [torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in parts]
+    return Geometry(*on_device, tuple(span for span in spans if span.rows))
+
+
+def geometry(*groups: Sequence[Tensor]) -> Geometry:
+    """How to cut the tensors of groups that go side by side; the last few are kept."""
+    counts = tuple([tensor.numel() for tensor in groups[0]])
+    dtypes = tuple(zip(*([tensor.dtype for tensor in group] for group in groups), strict=True))
+    return _geometry(counts, dtypes, groups[0][0].device)
+
+
+class Addresses(NamedTuple):
+    """Where tensors begin: int64 [T, groups] on the device; ``aligned`` to 16 bytes, so that loads can be as wide."""
+
+    table: Tensor
+    aligned: bool
+
+
+def addresses(*groups: Sequence[Tensor]) -> Addresses:
+    """The addresses of groups of tensors that go side by side; the last few are kept."""
+    return _addresses(
+        tuple([tensor.data_ptr() for group in groups for tensor in group]), len(groups), groups[0][0].device
+    )
+
+
+@lru_cache(maxsize=32)
+def _addresses(places: tuple[int, ...], groups: int, device: torch.device) -> Addresses:
+    table = np.array(places, np.int64).reshape(groups, -1).T.copy()
+    return Addresses(torch.from_numpy(table).to(device), not bool((table % 16).any()))
 
 
 def block(size: int) -> int:
@@ -80,29 +126,13 @@ def block(size: int) -> int:
 def laws_of(
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
     device: torch.device,
-    divisors: Sequence[tuple[float, float]] | None = None,
+    divisors: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Rows of (theta of the device function, scale, factor, floor) for each tensor: float32 [T, D + 3]."""
-    count = len(scales)
-    laws = family.device_theta(theta).to(device, torch.float32).expand(count, -1)
-    rest = torch.tensor([scales, [1.0] * count, [0.0] * count], dtype=torch.float32).T
-    if divisors is not None:
-        rest = torch.cat([rest[:, :1], torch.tensor(divisors, dtype=torch.float32)], dim=1)
-    return torch.cat([laws, rest.to(device)], dim=1)
-
-
-_KEPT = 32
-_tables: OrderedDict[tuple[object, ...], Table] = OrderedDict()
-
-
-def table(*groups: Sequence[Tensor]) -> Table:
-    """The table of these groups of tensors; the last few are kept, so that a training step builds none."""
-    key = tuple((item.data_ptr(), item.numel(), item.dtype) for group in groups for item in group)
-    if key not in _tables:
-        _tables[key] = Table(*groups)
-        if len(_tables) > _KEPT:
-            _tables.popitem(last=False)
-    _tables.move_to_end(key)
-    return _tables[key]
+    scale = torch.as_tensor(scales, dtype=torch.float64).to(device, non_blocking=True)
+    laws = family.device_theta(theta.to(device, non_blocking=True)).expand(len(scale), -1)
+    factor, floor = divisors if divisors is not None else (torch.ones_like(scale), torch.zeros_like(scale))
+    rest = torch.stack([scale, factor.to(device), floor.to(device)], dim=1)
+    return torch.cat([laws, rest], dim=1).to(torch.float32)

@@ -9,26 +9,22 @@ from torch import Tensor
 
 from rdo_kernels.gpu import kernels
 from rdo_kernels.gpu.kernels import TYPES
-from rdo_kernels.gpu.launch import Table, block, by_dtype, device_function, laws_of, table
-from rdo_kernels.types import MOMENTS, Preconditioner, RateFamily
+from rdo_kernels.gpu.launch import Geometry, addresses, block, device_function, geometry, laws_of
+from rdo_kernels.types import Preconditioner, RateFamily, Scales
 
 
 def moments(weights: Sequence[Tensor]) -> Tensor:
-    out = torch.empty(len(weights), len(MOMENTS), dtype=torch.float64, device=weights[0].device)
-    for (dtype,), rows in by_dtype(weights).items():
-        some = [weights[row] for row in rows]
-        chunks = table(some)
-        partials = torch.empty(chunks.rows, 4, dtype=torch.float64, device=out.device)
-        if chunks.rows:
-            kernels.moments[(chunks.rows,)](
-                chunks.chunks, partials, TYPES[dtype], chunks.aligned, block(2048), num_warps=8
-            )
-        out[rows] = moments_from(partials, chunks, some)
-    return out
+    cut, places = geometry(weights), addresses(weights)
+    sums = _table(cut, 4)
+    for span in cut.spans:
+        types = [TYPES[dtype] for dtype in span.dtypes]
+        options = *types, places.aligned, block(2048)
+        kernels.moments[(span.rows,)](cut.chunks, places.table, sums, span.first, *options, num_warps=8)
+    return moments_from(sums, cut)
 
 
 def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> Tensor:
-    return _run(kernels.RATE, weights, weights, family, theta, [0.0] * len(weights))
+    return _run(kernels.RATE, weights, weights, _laws(weights, family, theta, [0.0] * len(weights)), family)[0]
 
 
 def add_rate_gradient(
@@ -36,77 +32,93 @@ def add_rate_gradient(
     gradients: Sequence[Tensor],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
 ) -> Tensor:
-    return _run(kernels.ADD_SLOPE, weights, gradients, family, theta, scales, written=gradients)
+    laws = _laws(weights, family, theta, scales)
+    return _run(kernels.ADD_SLOPE, weights, gradients, laws, family, written=gradients)[0]
 
 
 def subtract_rate_gradient(
-    weights: Sequence[Tensor], family: RateFamily, theta: Tensor, scales: Sequence[float]
-) -> Tensor:
-    return _run(kernels.SUBTRACT_SLOPE, weights, weights, family, theta, scales, written=weights)
+    weights: Sequence[Tensor], family: RateFamily, theta: Tensor, scales: Scales
+) -> tuple[Tensor, Tensor]:
+    laws = _laws(weights, family, theta, scales)
+    return _run(kernels.SUBTRACT_SLOPE, weights, weights, laws, family, written=weights)
 
 
 def proximal_step(
     weights: Sequence[Tensor],
     family: RateFamily,
     theta: Tensor,
-    scales: Sequence[float],
+    scales: Scales,
     preconditioners: Sequence[Preconditioner] | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     if preconditioners is None:
-        return _run(kernels.SHRINK, weights, weights, family, theta, scales, written=weights)
+        laws = _laws(weights, family, theta, scales)
+        return _run(kernels.SHRINK, weights, weights, laws, family, written=weights)
     seconds = [item.second_moment for item in preconditioners]
-    divisors = [(item.factor, item.eps) for item in preconditioners]
-    return _run(kernels.SHRINK_SCALED, weights, seconds, family, theta, scales, divisors, written=weights)
+    factors = [item.factor for item in preconditioners]
+    factor = torch.stack([torch.as_tensor(own, dtype=torch.float64) for own in factors])
+    floor = torch.tensor([item.eps for item in preconditioners], dtype=torch.float64)
+    laws = _laws(weights, family, theta, scales, (factor, floor))
+    return _run(kernels.SHRINK_SCALED, weights, seconds, laws, family, written=weights)
 
 
-def add_up(partials: Tensor, chunks: Table, tensors: int, summed: int) -> Tensor:
+def add_up(partials: Tensor, cut: Geometry, summed: int) -> Tensor:
     """Sums over each tensor's chunks, in order, of the first ``summed`` columns; the maximum of the others."""
-    sums = torch.empty(tensors, *partials.shape[1:], dtype=torch.float64, device=partials.device)
-    columns = 1 if partials.ndim == 1 else partials.shape[1]
-    kernels.add_up[(tensors,)](partials, chunks.bounds, sums, columns, summed)
+    tensors = cut.bounds.shape[0]
+    sums = partials.new_empty(tensors, *partials.shape[1:])
+    kernels.add_up[(tensors,)](partials, cut.bounds, sums, 1 if partials.ndim == 1 else partials.shape[1], summed)
     return sums
 
 
-def moments_from(partials: Tensor, chunks: Table, weights: Sequence[Tensor]) -> Tensor:
+def moments_from(sums: Tensor, cut: Geometry) -> Tensor:
     """Moments of tensors, float64 [T, 5], from the sums of their chunks."""
-    counts = torch.tensor([[float(weight.numel())] for weight in weights], dtype=torch.float64)
-    return torch.cat([counts.to(partials.device), add_up(partials, chunks, len(weights), 3)], dim=1)
+    return torch.cat([cut.counts.unsqueeze(1), add_up(sums, cut, 3)], dim=1)
+
+
+def _table(cut: Geometry, *columns: int) -> Tensor:
+    return torch.empty(cut.rows, *columns, dtype=torch.float64, device=cut.chunks.device)
+
+
+def _laws(
+    weights: Sequence[Tensor],
+    family: RateFamily,
+    theta: Tensor,
+    scales: Scales,
+    divisors: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    return laws_of(family, theta, scales, weights[0].device, divisors)
 
 
 def _run(
     action: int,
     weights: Sequence[Tensor],
     others: Sequence[Tensor],
+    laws: Tensor,
     family: RateFamily,
-    theta: Tensor,
-    scales: Sequence[float],
-    divisors: Sequence[tuple[float, float]] | None = None,
     written: Sequence[Tensor] = (),
-) -> Tensor:
-    """One launch for each pair of dtypes, and one that adds up the chunks in order; float64 [T] of bits."""
+) -> tuple[Tensor, Tensor]:
+    """One launch for each pair of dtypes, and those that add up the chunks in order; bits, and moments of a step."""
     assert family.device_fn is not None
-    device = weights[0].device
-    laws = laws_of(family, theta, scales, device, divisors)
-    bits = torch.empty(len(weights), dtype=torch.float64, device=device)
-    for (weight_dtype, other_dtype), rows in by_dtype(weights, others).items():
-        chunks = table([weights[row] for row in rows], [others[row] for row in rows])
-        partials = torch.empty(chunks.rows, dtype=torch.float64, device=device)
-        if chunks.rows:
-            kernels.rate[(chunks.rows,)](
-                chunks.chunks,
-                laws[rows],
-                partials,
-                device_function(family.device_fn),
-                laws.shape[1] - 3,
-                TYPES[weight_dtype],
-                TYPES[other_dtype],
-                action,
-                chunks.aligned,
-                block(2048),
-                num_warps=8,
-            )
-        bits[rows] = add_up(partials, chunks, len(rows), 1)
+    cut, places = geometry(weights, others), addresses(weights, others)
+    partials, sums = _table(cut), _table(cut, 4)
+    for span in cut.spans:
+        kernels.rate[(span.rows,)](
+            cut.chunks,
+            places.table,
+            laws,
+            partials,
+            sums,
+            span.first,
+            device_function(family.device_fn),
+            laws.shape[1] - 3,
+            *(TYPES[dtype] for dtype in span.dtypes),
+            action,
+            places.aligned,
+            block(2048),
+            num_warps=8,
+            enable_fp_fusion=False,
+        )
     torch.autograd.graph.increment_version(written)
-    return bits
+    bits = add_up(partials, cut, 1)
+    return bits, moments_from(sums, cut) if action >= kernels.SUBTRACT_SLOPE else bits
