@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from rdo.constraint import RateConstraint, RateReport
 from rdo.control import Schedule
@@ -18,10 +21,35 @@ Selection = Literal["matrices", "all"] | Callable[[str, Tensor], bool]
 
 
 class Attachment:
-    """A rate constraint that acts on every step of an optimizer until :meth:`remove` is called."""
+    """A rate constraint that acts on a training until :meth:`remove` is called."""
+
+    def __init__(self, constraint: RateConstraint) -> None:
+        self.constraint = constraint
+        self._hooks: list[RemovableHandle] = []
+
+    def rate(self) -> RateReport:
+        """What the last step saw: lambda, fitted shape and scale, training rate in bits per parameter."""
+        return self.constraint.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to save beside the optimizer's; resumes bit-exactly."""
+        return self.constraint.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from :meth:`state_dict`; raises ConfigError if the settings differ."""
+        self.constraint.load_state_dict(state)
+
+    def remove(self) -> None:
+        """Detach; later steps are plain ones."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+class StepAttachment(Attachment):
+    """Acts around every step of an optimizer."""
 
     def __init__(self, constraint: RateConstraint, optimizer: Optimizer) -> None:
-        self.constraint = constraint
+        super().__init__(constraint)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(lambda optimizer, *_: constraint.after_step(optimizer)),
@@ -39,32 +67,31 @@ class Attachment:
             )
         self.constraint.before_step(optimizer)
 
-    def rate(self) -> RateReport:
-        """What the last step saw: lambda, fitted shape and scale, training rate in bits per parameter."""
-        return self.constraint.report()
 
-    def state_dict(self) -> dict[str, Any]:
-        """State to save beside the optimizer's; resumes bit-exactly."""
-        return self.constraint.state_dict()
+class BackwardAttachment(Attachment):
+    """Adds the rate's gradient to each gradient as soon as the backward pass has accumulated it."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from :meth:`state_dict`; raises ConfigError if the settings differ."""
-        self.constraint.load_state_dict(state)
+    def __init__(self, constraint: RateConstraint) -> None:
+        super().__init__(constraint)
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._accumulated, row))  # type: ignore[no-untyped-call]
+            for row, parameter in enumerate(constraint.parameters)
+        ]
 
-    def remove(self) -> None:
-        """Detach from the optimizer; later steps are plain ones."""
-        for hook in self._hooks:
-            hook.remove()
+    @torch.no_grad()
+    def _accumulated(self, row: int, parameter: Tensor) -> None:
+        self.constraint.add_gradient_of(row)
 
 
 def attach(
     optimizer: Optimizer,
     model: nn.Module,
     *,
-    lam: float | Schedule,
+    lam: float | Schedule | Tensor,
     parameters: Selection = "matrices",
     entropy_model: EntropyModel | str = "generalized_gaussian",
     verbose: bool = True,
+    in_backward: bool = False,
     **options: Any,
 ) -> Attachment:
     """Constrain the rate of a model's weights in every later ``optimizer.step()``.
@@ -81,7 +108,11 @@ def attach(
             parameter.
         entropy_model: the law of the weights, or its registered name.
         verbose: print what is covered.
-        options: ``apply``, ``units``, ``pooling``, ``scale_by_lr``, ``precondition`` of
+        in_backward: with ``apply="gradient"``, add the term to each gradient while the backward pass still runs, when
+            it lies in the cache. Then it enters once per backward pass and before clipping, and not into gradients of
+            parameters that the loss does not reach: for training without accumulation, clipping and loss scaling,
+            where it gives the same bits as :class:`rdo.loss.RateTerm` without its memory.
+        options: ``apply``, ``units``, ``pooling``, ``scale_by_lr``, ``precondition``, ``fit_to`` of
             :class:`rdo.constraint.RateConstraint`.
 
     Raises:
@@ -99,9 +130,12 @@ def attach(
             f"trainable and in the optimizer, and the selection {parameters!r} takes none of them"
         )
     constraint = RateConstraint(chosen, entropy_model, lam=lam, **options)
+    constraint.warn_of_lost_steps()
+    if in_backward and constraint.apply != "gradient":
+        raise ConfigError(f'in_backward=True goes with apply="gradient", got {constraint.apply!r}')
     if verbose:
         print(describe(constraint, trainable))
-    return Attachment(constraint, optimizer)
+    return BackwardAttachment(constraint) if in_backward else StepAttachment(constraint, optimizer)
 
 
 def describe(constraint: RateConstraint, trainable: Sequence[tuple[str, Tensor]]) -> str:

@@ -2,7 +2,7 @@
 
 With ``term = RateTerm()``, ``loss + lam * term(parameters, term.fit(parameters))`` has the gradient of the paper's
 Algorithm 1. The operator works under ``torch.compile``, ``torch.export`` and activation checkpointing; its backward
-pass allocates the gradient it returns. :func:`rdo.attach` does the same in place.
+pass allocates the gradient it returns. ``rdo.attach(..., in_backward=True)`` does the same in place, to the bit.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def _rate(weight: Tensor, theta: Tensor, config: str) -> Tensor:
     return rdo_kernels.rate([weight], _from_json(config), theta).reshape(()).to(weight.device)
 
 
-@torch.library.custom_op("rdo::rate_slope", mutates_args=())
-def _rate_slope(weight: Tensor, theta: Tensor, config: str) -> Tensor:
-    slope = torch.zeros_like(weight)
-    rdo_kernels.add_rate_gradient([weight], [slope], _from_json(config), theta, [1.0])
-    return slope
+@torch.library.custom_op("rdo::rate_gradient", mutates_args=())
+def _rate_gradient(weight: Tensor, theta: Tensor, factor: Tensor, config: str) -> Tensor:
+    gradient = torch.zeros_like(weight)
+    rdo_kernels.add_rate_gradient([weight], [gradient], _from_json(config), theta, factor.reshape(1))
+    return gradient
 
 
 @_rate.register_fake
@@ -73,8 +73,8 @@ def _(weight: Tensor, theta: Tensor, config: str) -> Tensor:
     return weight.new_empty((), dtype=torch.float64)
 
 
-@_rate_slope.register_fake
-def _(weight: Tensor, theta: Tensor, config: str) -> Tensor:
+@_rate_gradient.register_fake
+def _(weight: Tensor, theta: Tensor, factor: Tensor, config: str) -> Tensor:
     return torch.empty_like(weight)
 
 
@@ -85,7 +85,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
     weight, theta = ctx.saved_tensors
-    return _rate_slope(weight, theta, ctx.config) * gradient.to(weight.dtype), None, None
+    return _rate_gradient(weight, theta, gradient, ctx.config), None, None
 
 
 _rate.register_autograd(_backward, setup_context=_save)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,10 +16,10 @@ def will_skip(optimizer: Optimizer) -> bool:
     return found_inf is not None and bool(found_inf)
 
 
-def gradient_scale(optimizer: Optimizer) -> float:
+def gradient_scale(optimizer: Optimizer) -> float | Tensor:
     """What a GradScaler multiplied the gradients by and leaves to this fused optimizer to divide out; else 1."""
-    scale = getattr(optimizer, "grad_scale", None)
-    return 1.0 if scale is None else float(scale)
+    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else scale
 
 
 def preconditioners_of(parameters: list[Tensor], optimizer: Optimizer) -> list[rdo_kernels.Preconditioner]:
@@ -29,8 +28,8 @@ def preconditioners_of(parameters: list[Tensor], optimizer: Optimizer) -> list[r
     Raises:
         ConfigError: it keeps no second moment of a parameter.
     """
-    found = []
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    moments, steps, betas, floors = [], [], [], []
     for parameter in parameters:
         state, group = optimizer.state.get(parameter, {}), groups[id(parameter)]
         moment = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
@@ -39,6 +38,10 @@ def preconditioners_of(parameters: list[Tensor], optimizer: Optimizer) -> list[r
                 f"precondition=True needs an optimizer with a second moment (Adam, AdamW); {type(optimizer).__name__} "
                 "keeps none for a covered parameter"
             )
-        correction = 1.0 - float(group["betas"][1]) ** float(state["step"])
-        found.append(rdo_kernels.Preconditioner(moment, 1.0 / math.sqrt(correction), float(group["eps"])))
-    return found
+        moments.append(moment)
+        steps.append(torch.as_tensor(state["step"]))
+        betas.append(float(group["betas"][1]))
+        floors.append(float(group["eps"]))
+    count = torch.stack(steps).to(torch.float64)  # of all at once: on a GPU none is waited for
+    factors = (1.0 - torch.tensor(betas, dtype=torch.float64).to(count.device) ** count).rsqrt()
+    return [rdo_kernels.Preconditioner(*each) for each in zip(moments, factors.unbind(), floors, strict=True)]

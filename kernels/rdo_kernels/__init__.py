@@ -13,13 +13,14 @@ from rdo_kernels.operations import (
     rate,
     subtract_rate_gradient,
 )
-from rdo_kernels.types import APPLY, MOMENTS, AdamW, Preconditioner, RateFamily
+from rdo_kernels.types import APPLY, MOMENTS, AdamW, FittedFamily, Preconditioner, RateFamily
 
 __all__ = [
     "APPLY",
     "BACKENDS",
     "MOMENTS",
     "AdamW",
+    "FittedFamily",
     "Preconditioner",
     "RateFamily",
     "adamw_step",

@@ -30,6 +30,27 @@ class RateFamily(Protocol):
         ...
 
 
+class FittedFamily(RateFamily, Protocol):
+    """A family that is fitted between steps."""
+
+    def fit(self, moments: Tensor) -> Tensor:
+        """Theta, float64 [..., K], from :data:`MOMENTS`, float64 [..., 5]."""
+        ...
+
+    def paper_factor(self, theta: Tensor) -> Tensor:
+        """What turns the paper's lambda into bits, float64 [...]."""
+        ...
+
+    @property
+    def device_fit(self) -> str | None:
+        """``"module:function"`` of a Triton function ``(moments, options) -> device theta``, or None."""
+        ...
+
+    def device_fit_options(self) -> Tensor:
+        """What that function reads: float64, one axis."""
+        ...
+
+
 Scales = Sequence[float] | Tensor
 """Factors of the slopes of T tensors: numbers, or a tensor of size [T] on any device, which is then not waited for."""
 

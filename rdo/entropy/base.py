@@ -34,6 +34,13 @@ class EntropyModel(ABC):
     through :meth:`rate_and_slope` in cache blocks on every device.
     """
 
+    device_fit: ClassVar[str | None] = None
+    """``"module:function"`` of a @triton.jit function that does what :meth:`fit` and :meth:`device_theta` do, or None.
+
+    It takes the five moments, a tuple of float64 blocks, and a pointer to :meth:`device_fit_options`. Without one, the
+    law is fitted by :meth:`fit` on the device, in a dozen small launches a step instead of one.
+    """
+
     @abstractmethod
     def fit(self, moments: Tensor) -> Tensor:
         """Return theta, float64 [..., K], from :data:`rdo_kernels.MOMENTS`, float64 [..., 5].
@@ -56,13 +63,17 @@ class EntropyModel(ABC):
         """What the device function takes as theta, float64 [..., D]; hyperparameters may be among it."""
         return theta
 
-    def lam_from_paper(self, lam: float, theta: Tensor) -> float:
-        """Convert the paper's lambda (which multiplies ``mean (|w|+eps)^nu``) to loss per bit per parameter.
+    def paper_factor(self, theta: Tensor) -> Tensor:
+        """What turns the paper's lambda (of ``mean (|w|+eps)^nu``) into loss per bit per parameter; float64 [...].
 
         Raises:
             ConfigError: the family has no such unit.
         """
         raise ConfigError(f"entropy model {self.name!r} has no lambda in the paper's units; give lam in bits")
+
+    def device_fit_options(self) -> Tensor:
+        """What :attr:`device_fit` reads: float64, one axis; hyperparameters may be among it."""
+        return torch.zeros(1, dtype=torch.float64)
 
     def surrogate(self, weight: Tensor, theta: Tensor) -> Tensor:
         """Training rate in bits above the mode, elementwise; eager ground truth, differentiable in ``weight``."""

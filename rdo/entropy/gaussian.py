@@ -39,5 +39,5 @@ class Gaussian(EntropyModel):
         tail: Tensor = torch.special.erfc(-x.to(torch.float64) / (theta[..., 0] * math.sqrt(2.0)))
         return 0.5 * tail
 
-    def lam_from_paper(self, lam: float, theta: Tensor) -> float:
-        return lam * 2.0 * LN2 * float(theta[..., 0].square())
+    def paper_factor(self, theta: Tensor) -> Tensor:
+        return 2.0 * LN2 * theta[..., 0].square()

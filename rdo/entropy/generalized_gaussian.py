@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rdo.entropy.base import ENTROPY_MODELS, LN2, EntropyModel
-from rdo.entropy.shape import log_scale, solve_shape
+from rdo.entropy.shape import CELLS, MAX_SHAPE, MIN_SHAPE, log_scale, shape_table, solve_shape, table_range
 from rdo.errors import ConfigError
 
 TINY_SIGMA = 1e-12
@@ -60,6 +60,7 @@ class GeneralizedGaussian(EntropyModel):
     name: ClassVar[str] = "generalized_gaussian"
     theta_names: ClassVar[tuple[str, ...]] = ("shape", "scale")
     device_fn: ClassVar[str | None] = POWER
+    device_fit: ClassVar[str | None] = "rdo_kernels.device.power:fit_generalized_gaussian"
     eps: float = 0.01
 
     def __post_init__(self) -> None:
@@ -82,9 +83,14 @@ class GeneralizedGaussian(EntropyModel):
         shape, scale = theta.unbind(-1)
         return power_cdf(x, shape, scale)
 
-    def lam_from_paper(self, lam: float, theta: Tensor) -> float:
+    def paper_factor(self, theta: Tensor) -> Tensor:
         shape, scale = theta.unbind(-1)
-        return lam * LN2 * float(scale**shape)
+        return LN2 * scale**shape
+
+    def device_fit_options(self) -> Tensor:
+        low, width = table_range()
+        numbers = [self.eps, TINY_SIGMA, MIN_SHAPE, MAX_SHAPE, low, 1.0 / width, float(CELLS), 0.0]
+        return torch.cat([torch.tensor(numbers, dtype=torch.float64), shape_table().flatten()])
 
 
 def check_eps(eps: float) -> None:

@@ -36,5 +36,5 @@ class Laplace(EntropyModel):
         tail = 0.5 * torch.exp(-x.abs() / theta[..., 0])
         return torch.where(x < 0, tail, 1.0 - tail)
 
-    def lam_from_paper(self, lam: float, theta: Tensor) -> float:
-        return lam * LN2 * float(theta[..., 0])
+    def paper_factor(self, theta: Tensor) -> Tensor:
+        return LN2 * theta[..., 0]

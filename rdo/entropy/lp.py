@@ -50,8 +50,8 @@ class Lp(EntropyModel):
     def cdf(self, x: Tensor, theta: Tensor) -> Tensor:
         return power_cdf(x, self._shape(theta), theta[..., 0])
 
-    def lam_from_paper(self, lam: float, theta: Tensor) -> float:
-        return lam * LN2 * float(theta[..., 0] ** self.p)
+    def paper_factor(self, theta: Tensor) -> Tensor:
+        return LN2 * theta[..., 0] ** self.p
 
     def _shape(self, theta: Tensor) -> Tensor:
         return torch.as_tensor(self.p, dtype=theta.dtype, device=theta.device)

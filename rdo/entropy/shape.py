@@ -67,7 +67,8 @@ def shape_table() -> Tensor:
     shapes = _newton(low + width * places)
     powers = torch.from_numpy(np.vander(nodes, increasing=True))
     values = torch.stack([shapes, log_scale(shapes)])
-    return torch.linalg.solve(powers, values.unsqueeze(-1)).squeeze(-1).contiguous()
+    coefficients: Tensor = torch.linalg.solve(powers, values.unsqueeze(-1))
+    return coefficients.squeeze(-1).contiguous()
 
 
 @cache

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import rdo
 import rdo_kernels
 from rdo.constraint import RateConstraint
 from rdo.control import OnThenOff, WarmUp
 from rdo.entropy.generalized_gaussian import GeneralizedGaussian
 from rdo.errors import ConfigError, NonFiniteWeightsError
+from rdo.optim import RateAdamW
 from rdo.quantizers import RelativeQuantizer, UniformQuantizer
 from tests.training import parameters, set_gradients, snapshot, step
 
@@ -74,13 +77,21 @@ def test_nothing_and_duplicates_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_weights_are_warned_of_where_steps_get_lost(dtype: torch.dtype) -> None:
+    def train(dtype: torch.dtype, apply: str, **options: Any) -> None:
+        pairs = parameters((2, 2), dtype=dtype)
+        RateAdamW([pairs[0][1]], rate=RateConstraint(pairs, lam=1.0, apply=apply), **options)
+
     for apply in ("decoupled", "proximal"):
         with pytest.warns(UserWarning, match="16-bit weights"):
-            RateConstraint(parameters((2, 2), dtype=dtype), lam=1.0, apply=apply)
+            train(dtype, apply)
+    model = nn.Linear(3, 3).to(dtype)
+    with pytest.warns(UserWarning, match="16-bit weights"):
+        rdo.attach(torch.optim.SGD(model.parameters()), model, lam=1.0, apply="proximal", verbose=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        RateConstraint(parameters((2, 2), dtype=dtype), lam=1.0)
-        RateConstraint(parameters((2, 2), dtype=torch.float32), lam=1.0, apply="proximal")
+        train(dtype, "gradient")
+        train(dtype, "proximal", master_weights=True)
+        train(torch.float32, "proximal")
 
 
 def test_sparse_gradients_are_refused() -> None:

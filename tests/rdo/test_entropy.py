@@ -146,17 +146,17 @@ def test_unit_conversion_cancels_the_scale(model: EntropyModel, theta: tuple[flo
     shape = {"laplace": 1.0, "gaussian": 2.0}.get(model.name) or getattr(model, "p", theta[0])
     eps = getattr(model, "eps", 0.0)
     w = float64([-0.3, -0.01, 0.002, 0.1])
-    lam = model.lam_from_paper(2000.0, float64(theta))
+    lam = 2000.0 * model.paper_factor(float64(theta))
     expected = 2000.0 * shape * (w.abs() + eps) ** (shape - 1) * w.sign()
     torch.testing.assert_close(lam * model.slope(w, float64(theta)), expected, rtol=1e-11, atol=0)
 
 
 def test_laws_without_the_papers_units_say_so() -> None:
     class Other(Laplace):
-        lam_from_paper = EntropyModel.lam_from_paper
+        paper_factor = EntropyModel.paper_factor
 
     with pytest.raises(ConfigError, match="give lam in bits"):
-        Other().lam_from_paper(1.0, float64([1.0]))
+        Other().paper_factor(float64([1.0]))
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_the_operators_are_sound() -> None:
     theta = torch.tensor([0.8, 0.05], dtype=torch.float64)
     config = '{"name": "generalized_gaussian", "eps": 0.01}'
     torch.library.opcheck(loss._rate, (weight, theta, config))
-    torch.library.opcheck(loss._rate_slope, (weight.detach(), theta, config))
+    torch.library.opcheck(loss._rate_gradient, (weight.detach(), theta, torch.tensor(0.5), config))
 
 
 def training_loss(net: nn.Module, inputs: Tensor, theta: Tensor) -> Tensor:
@@ -107,3 +107,47 @@ def test_under_activation_checkpointing() -> None:
 def test_nothing_to_rate_is_refused() -> None:
     with pytest.raises(ConfigError, match="no weights"):
         TERM([torch.empty(0)], torch.tensor([1.0, 1.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_route_in_place_gives_the_same_bits(dtype: torch.dtype) -> None:
+    """Post-accumulate-grad hooks against the operator, over steps that move the weights and so the law."""
+    inputs = torch.randn(8, 16, dtype=dtype)
+    with_term, hooked = network().to(dtype), network().to(dtype)
+    handle = rdo.attach(
+        torch.optim.SGD(hooked.parameters(), lr=0.1),
+        hooked,
+        lam=0.3,
+        entropy_model=LAW,
+        in_backward=True,
+        verbose=False,
+    )
+    for _ in range(3):
+        theta = TERM.fit(matrices(with_term))
+        rate = TERM(matrices(with_term), theta)
+        (with_term(inputs).square().mean().float() + 0.3 * rate).backward()
+        hooked(inputs).square().mean().float().backward()
+        assert handle.rate().surrogate_bits_per_parameter == pytest.approx(float(rate.detach()), rel=1e-6)
+        for mine, other in zip(hooked.parameters(), with_term.parameters(), strict=True):
+            assert mine.grad is not None
+            assert other.grad is not None
+            assert torch.equal(mine.grad, other.grad)
+            with torch.no_grad():
+                mine.sub_(0.1 * mine.grad)
+                other.copy_(mine)
+            mine.grad = other.grad = None
+    assert handle.rate().step == 3
+    handle.remove()
+    hooked(inputs).square().mean().backward()
+    plain = [parameter.grad.clone() for parameter in matrices(hooked) if parameter.grad is not None]
+    hooked.zero_grad()
+    torch.nn.Sequential.forward(hooked, inputs).square().mean().backward()
+    assert all(torch.equal(a, b.grad) for a, b in zip(plain, matrices(hooked), strict=True))
+
+
+def test_in_backward_is_for_gradients_only() -> None:
+    net = network()
+    with pytest.raises(ConfigError, match="in_backward"):
+        rdo.attach(
+            torch.optim.SGD(net.parameters(), lr=0.1), net, lam=1.0, apply="proximal", in_backward=True, verbose=False
+        )

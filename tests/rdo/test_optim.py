@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import rdo
 from rdo.control import OnThenOff
+from rdo.entropy.generalized_gaussian import GeneralizedGaussian
+from rdo.entropy.shape import solve_shape
 from rdo.errors import ConfigError, NonFiniteWeightsError
 from rdo.optim import RateAdamW
 
@@ -118,7 +120,7 @@ def test_the_gathered_sums_spare_the_next_step_its_pass(monkeypatch: pytest.Monk
 
     calls = []
     real = rdo_kernels.moments
-    monkeypatch.setattr(rdo_kernels, "moments", lambda *a, **k: calls.append(1) or real(*a, **k))
+    monkeypatch.setattr(rdo_kernels.operations, "moments", lambda *a, **k: calls.append(1) or real(*a, **k))
     net = model()
     train(net, RateAdamW(net.parameters(), rate=constraint(net, lam=0.1)), range(5))
     assert len(calls) == 1
@@ -194,3 +196,77 @@ def test_what_cannot_work_is_refused() -> None:
         net[0].weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteWeightsError, match=r"0\.weight"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_authors_order_step_by_step(fused: bool) -> None:
+    """AdamW's step, then nu of all covered weights as they are now, then w -= lam nu / N sign(w) (|w| + 1)^(nu - 1)."""
+    options: dict[str, Any] = {"apply": "decoupled", "lam": 2.0, "units": "paper", "fit_to": "after"}
+    law = GeneralizedGaussian(eps=1.0)
+    ours, theirs = model(), model()
+    if fused:
+        optimizer: torch.optim.Optimizer = RateAdamW(groups(ours), rate=constraint(ours, entropy_model=law, **options))
+    else:
+        optimizer = torch.optim.AdamW(groups(ours))
+        rdo.attach(optimizer, ours, entropy_model=law, verbose=False, **options)
+    reference = torch.optim.AdamW(groups(theirs))
+    for step in range(10):
+        train(ours, optimizer, range(step, step + 1))
+        train(theirs, reference, range(step, step + 1))
+        with torch.no_grad():
+            covered = [parameter for parameter in theirs.parameters() if parameter.ndim > 1]
+            flat = torch.cat([parameter.flatten() for parameter in covered]).double()
+            shape = float(solve_shape(flat.square().mean() / flat.abs().mean().square()))
+            for parameter in covered:
+                slope = parameter.sign() * (parameter.abs() + 1.0) ** (shape - 1.0)
+                parameter.sub_(2.0 * shape / flat.numel() * slope)
+    torch.testing.assert_close(weights(ours), weights(theirs), rtol=2e-5, atol=2e-6)
+
+
+def test_master_weights_keep_small_steps_and_resume_to_the_bit() -> None:
+    def make() -> tuple[nn.Module, RateAdamW]:
+        net = model().bfloat16()
+        rate = constraint(net, lam=0.05, apply="proximal", precondition=True)
+        return net, RateAdamW(net.parameters(), lr=1e-5, weight_decay=0.0, rate=rate, master_weights=True)
+
+    whole, optimizer = make()
+    train(whole, optimizer, range(5))
+    saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict(), optimizer.rate.state_dict()))
+    train(whole, optimizer, range(5, 10))
+    master = optimizer.state[whole[0].weight]["master"]
+    start = model()[0].weight.detach().bfloat16().float()
+    assert int((master - start).abs().gt(1e-6).sum()) > 0.9 * master.numel(), "small steps were lost"
+    assert torch.equal(whole[0].weight, master.bfloat16())
+    resumed, again = make()
+    resumed.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    again.rate.load_state_dict(saved[2])
+    assert again.state[resumed[0].weight]["exp_avg"].dtype == torch.float32
+    train(resumed, again, range(5, 10))
+    assert torch.equal(again.state[resumed[0].weight]["master"], master)
+
+
+def test_weights_loaded_into_a_model_replace_the_master_weights() -> None:
+    net = model().bfloat16()
+    optimizer = RateAdamW(net.parameters(), lr=1e-6, rate=constraint(net, lam=0.1), master_weights=True)
+    train(net, optimizer, range(2))
+    other = model(seed=5).bfloat16()
+    net.load_state_dict(other.state_dict())
+    train(net, optimizer, range(2, 3))
+    torch.testing.assert_close(weights(net).float(), weights(other).float(), rtol=1e-2, atol=1e-3)
+
+
+def test_a_parameter_may_miss_some_steps() -> None:
+    """Its own count of steps, and with it Adam's bias correction, is that of torch."""
+    first, second = model(), model()
+    plain = torch.optim.AdamW(first.parameters(), lr=1e-2)
+    fused = RateAdamW(second.parameters(), lr=1e-2, rate=constraint(second, lam=0.0))
+    for step in range(6):
+        for net, optimizer in ((first, plain), (second, fused)):
+            optimizer.zero_grad()
+            loss_of(net, step).backward()
+            if step % 2:
+                net[3].bias.grad = None
+            optimizer.step()
+    torch.testing.assert_close(weights(second), weights(first), rtol=1e-5, atol=1e-6)
+    assert float(fused.state[second[3].bias]["step"]) == 3.0

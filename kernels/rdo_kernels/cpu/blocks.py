@@ -62,7 +62,7 @@ def add_rate_gradient(
         for block, gradient in _blocks(weight.detach(), gradients[index]):
             bits, slope = family.rate_and_slope(_upcast(block), law)
             # Rounded before it is added, so that autograd's sum of the two gradients has the same bits.
-            gradient.add_(slope.mul_(scales[index]))
+            gradient.add_(slope.mul_(scales[index]).to(gradient.dtype))
             total[index] += bits.sum().cpu()
     return total
 

@@ -54,7 +54,7 @@ def subtract_rate_gradient(
     weights: Sequence[Tensor], family: RateFamily, theta: Tensor, scales: Scales
 ) -> tuple[Tensor, Tensor]:
     laws = _laws(weights, family, theta)
-    laws[:, _SCALE] = np.negative(scales)
+    laws[:, _SCALE] = -np.asarray(scales, np.float64)
     return _run("add_slope", weights, weights, laws, 1, written=weights)
 
 

@@ -51,7 +51,8 @@ def _act(  # type: ignore[no-untyped-def]
     bits, slope = function(w, theta)
     if ACTION == _ADD_SLOPE:
         # Launched without fused multiply-add: rounded twice, as when autograd adds the two gradients.
-        total = tl.load(others, mask=mask).to(tl.float32) + scale * slope
+        more = (scale * slope).to(others.dtype.element_ty).to(tl.float32)
+        total = tl.load(others, mask=mask).to(tl.float32) + more
         tl.store(others, total.to(others.dtype.element_ty), mask=mask)
     elif ACTION != _RATE:
         if ACTION == _SUBTRACT_SLOPE:

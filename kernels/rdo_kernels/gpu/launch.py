@@ -86,9 +86,9 @@ def _geometry(counts: tuple[int, ...], dtypes: tuple[Dtypes, ...], device: torch
     bounds = np.zeros((len(counts), 2), np.int64)
     tensors, begin, pieces = np.unique(chunks[:, TENSOR], return_index=True, return_counts=True)
     bounds[tensors] = np.stack([begin, begin + pieces], axis=1)
-    parts = chunks, bounds, np.array(counts, np.float64)
-    on_device = [torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in parts]
-    return Geometry(*on_device, tuple(span for span in spans if span.rows))
+    table = torch.from_numpy(np.ascontiguousarray(chunks)).to(device)
+    sizes = torch.tensor(counts, dtype=torch.float64, device=device)
+    return Geometry(table, torch.from_numpy(bounds).to(device), sizes, tuple(span for span in spans if span.rows))
 
 
 def geometry(*groups: Sequence[Tensor]) -> Geometry:

@@ -14,13 +14,17 @@ from rdo_kernels.types import Preconditioner, RateFamily, Scales
 
 
 def moments(weights: Sequence[Tensor]) -> Tensor:
-    cut, places = geometry(weights), addresses(weights)
-    sums = _table(cut, 4)
+    cut = geometry(weights)
+    return moments_from(sums_of(weights, cut), cut)
+
+
+def sums_of(weights: Sequence[Tensor], cut: Geometry) -> Tensor:
+    """Sum |w|, sum w^2, zeros and max |w| of chunks: float64 [rows, 4]. A cut may have further groups of tensors."""
+    places, sums = addresses(weights), _table(cut, 4)
     for span in cut.spans:
-        types = [TYPES[dtype] for dtype in span.dtypes]
-        options = *types, places.aligned, block(2048)
+        options = TYPES[span.dtypes[0]], places.aligned, block(2048)
         kernels.moments[(span.rows,)](cut.chunks, places.table, sums, span.first, *options, num_warps=8)
-    return moments_from(sums, cut)
+    return sums
 
 
 def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> Tensor:
