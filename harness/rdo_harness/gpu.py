@@ -29,6 +29,7 @@ from rdo.optim import RateAdamW
 from rdo_harness import kernel_checks
 from rdo_harness.resources import provenance
 from rdo_harness.tables import human_bytes
+from rdo_kernels.fused import pooled
 
 FAMILY = GeneralizedGaussian(eps=0.01)
 
@@ -116,9 +117,12 @@ def operations(weights: list[Tensor]) -> list[Operation]:
             shrink = FAMILY.slope(weight, theta).abs().mul_(1e-12).div_(second.sqrt().add_(1e-8))
             weight.copy_(weight.sign() * (weight.abs() - shrink).clamp_(min=0.0))
 
+    gathered = rdo_kernels.moments(weights)
+
     def step() -> None:
-        fitted = FAMILY.fit(rdo_kernels.moments(weights).sum(0))
-        rdo_kernels.subtract_rate_gradient(weights, FAMILY, fitted, scales)
+        nonlocal gathered
+        fitted = FAMILY.fit(pooled(gathered))
+        gathered = rdo_kernels.subtract_rate_gradient(weights, FAMILY, fitted, scales)[1]
 
     parameters = [torch.nn.Parameter(weight) for weight in weights]
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -146,9 +150,32 @@ def operations(weights: list[Tensor]) -> list[Operation]:
             "eager",
             eager_proximal,
         ),
-        Operation("moments + decoupled step", 12, step, "authors' loop", lambda: authors_step(weights, 1e-12)),
+        Operation("rate step + moments", 8, step, "authors' loop", lambda: authors_step(weights, 1e-12)),
+        *_against_compiled(weights, step),
         Operation("AdamW + BackSlash", 28, with_rate.step, "torch's fused AdamW", without.step),
     ]
+
+
+def _against_compiled(weights: list[Tensor], step: Callable[[], object]) -> list[Operation]:
+    """The same step against torch.compile of the eager form, where a compiler is at hand: on a GPU."""
+    if weights[0].device.type != "cuda":
+        return []
+    count, factor = sum(weight.numel() for weight in weights), torch.tensor(1e-12, device=weights[0].device)
+
+    def eager(shape: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        magnitude = weight.abs() + 1
+        weight.sub_(factor * shape / count * weight.sign() * torch.exp2((shape - 1) * torch.log2(magnitude)))
+        return weight.abs().sum(), weight.square().sum()
+
+    compiled = torch.compile(eager, dynamic=True)
+    sums = [eager(torch.ones((), device=weight.device), weight) for weight in weights]
+
+    def run() -> None:
+        sum_abs, sum_sq = (torch.stack(column).sum() for column in zip(*sums, strict=True))
+        shape = solve_shape((sum_sq * count / sum_abs**2).double()).to(torch.float32)
+        sums[:] = [compiled(shape, weight) for weight in weights]
+
+    return [Operation("rate step + moments", 8, step, "torch.compile", run)]
 
 
 def median_milliseconds(arms: Sequence[Callable[[], object]], device: torch.device, repeats: int) -> list[float]:

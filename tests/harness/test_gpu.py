@@ -28,7 +28,7 @@ def test_it_times_every_operation_and_writes_what_it_found(
             "moments",
             "gradient",
             "preconditioned proximal step",
-            "moments + decoupled step",
+            "rate step + moments",
             "AdamW + BackSlash",
         )
     ]

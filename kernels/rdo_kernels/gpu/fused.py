@@ -12,7 +12,7 @@ from torch import Tensor
 from rdo_kernels.alarm import Alarm, capturing
 from rdo_kernels.fused import FOLLOWS, Control, NotFiniteError, Tensors, Term, Watch, pooled
 from rdo_kernels.gpu.adamw import FACTORS, launch
-from rdo_kernels.gpu.launch import Addresses, device_function, geometry
+from rdo_kernels.gpu.launch import Addresses, device_function, geometry, interpreting
 from rdo_kernels.gpu.prepare import PROGRAMS, prepare
 from rdo_kernels.gpu.rate import add_up, moments_from, sums_of
 from rdo_kernels.types import MOMENTS
@@ -83,8 +83,9 @@ class DeviceAdamW:
 
     @property
     def _block(self) -> int:
-        """Tensors that a program prepares."""
-        return int(triton.next_power_of_2(triton.cdiv(len(self._tensors.weights), PROGRAMS)))
+        """Tensors that a program prepares; many in the interpreter, where programs run one by one."""
+        programs = 2 if interpreting() else PROGRAMS
+        return int(triton.next_power_of_2(triton.cdiv(len(self._tensors.weights), programs)))
 
     def _side_by_side(self, gradients: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         tensors = self._tensors
@@ -142,6 +143,7 @@ class DeviceAdamW:
             FOLLOWS.index(term.follows),
             strength.numel() > 1,
             self._block,
+            num_warps=8,
         )
 
     def _fit_here(self) -> Tensor:

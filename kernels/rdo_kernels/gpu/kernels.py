@@ -119,6 +119,11 @@ def rate(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _fours(block):  # type: ignore[no-untyped-def]
+    return tl.reshape(block, (block.shape[0] // 4, 4))
+
+
+@triton.jit
 def accumulate(weights, mask, sums):  # type: ignore[no-untyped-def]
     """Add a block of float32 weights to (sum |w|, sum w^2, zeros, bits of max |w|)."""
     sum_abs, sum_sq, zeros, largest = sums
@@ -127,18 +132,21 @@ def accumulate(weights, mask, sums):  # type: ignore[no-untyped-def]
     if mask is not None:
         empty = empty & mask
         magnitude = tl.where(mask, magnitude, 0.0)
-    zeros += empty.to(tl.int32)
-    value = magnitude.to(tl.float64)
+    # The four that a thread loads at once become one, so that accumulators take a quarter of the registers.
+    zeros += tl.sum(_fours(empty.to(tl.int32)), axis=1)
+    value = _fours(magnitude.to(tl.float64))
+    sum_abs += tl.sum(value, axis=1)
+    sum_sq += tl.sum(value * value, axis=1)
     # The bits of a float >= 0 are ordered as it is, with NaN above infinity.
-    largest = tl.maximum(largest, magnitude.to(tl.int32, bitcast=True))
-    return sum_abs + value, sum_sq + value * value, zeros, largest
+    largest = tl.maximum(largest, tl.max(_fours(magnitude.to(tl.int32, bitcast=True)), axis=1))
+    return sum_abs, sum_sq, zeros, largest
 
 
 @triton.jit
 def no_sums(BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """What :func:`accumulate` begins with."""
-    none = tl.zeros((BLOCK,), tl.float64)
-    return none, none, tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32)
+    none = tl.zeros((BLOCK // 4,), tl.float64)
+    return none, none, tl.zeros((BLOCK // 4,), tl.int32), tl.zeros((BLOCK // 4,), tl.int32)
 
 
 @triton.jit

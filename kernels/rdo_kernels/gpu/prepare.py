@@ -36,13 +36,13 @@ def _sums_of_all(sums, chunks, members, rows):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _sums_of_each(sums, begin, end, TENSORS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sums_of_each(sums, begin, end, TENSORS: tl.constexpr, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
     """The same over the chunks of each of a block of tensors; [TENSORS]."""
-    offsets = tl.arange(0, 32)
-    sum_abs = tl.zeros((TENSORS, 32), tl.float64)
+    offsets = tl.arange(0, LANES)
+    sum_abs = tl.zeros((TENSORS, LANES), tl.float64)
     sum_sq, zeros, largest = sum_abs, sum_abs, sum_abs
     most = tl.max(end - begin)
-    for start in range(0, most, 32):
+    for start in range(0, most, LANES):
         at = begin[:, None] + start + offsets[None, :]
         inside = at < end[:, None]
         sum_abs += tl.load(sums + 4 * at, mask=inside, other=0.0)
@@ -94,7 +94,9 @@ def prepare(  # type: ignore[no-untyped-def]
     else:
         begin = tl.load(bounds + 2 * own, mask=here, other=0)
         end = tl.load(bounds + 2 * own + 1, mask=here, other=0)
-        sum_abs, sum_sq, zeros, largest = _sums_of_each(sums, begin, end, TENSORS)
+        sum_abs, sum_sq, zeros, largest = _sums_of_each(
+            sums, begin, end, TENSORS, 8 if TENSORS > 128 else 1024 // TENSORS
+        )
         count = tl.load(counts + own, mask=here, other=0.0)
     moments = count, sum_abs, sum_sq, zeros, largest
     for column in tl.static_range(5):

@@ -22,7 +22,7 @@ def sums_of(weights: Sequence[Tensor], cut: Geometry) -> Tensor:
     """Sum |w|, sum w^2, zeros and max |w| of chunks: float64 [rows, 4]. A cut may have further groups of tensors."""
     places, sums = addresses(weights), _table(cut, 4)
     for span in cut.spans:
-        options = TYPES[span.dtypes[0]], places.aligned, block(2048)
+        options = TYPES[span.dtypes[0]], places.aligned, block(1024)
         kernels.moments[(span.rows,)](cut.chunks, places.table, sums, span.first, *options, num_warps=8)
     return sums
 
@@ -119,7 +119,7 @@ def _run(
             *(TYPES[dtype] for dtype in span.dtypes),
             action,
             places.aligned,
-            block(2048),
+            block(1024),
             num_warps=8,
             enable_fp_fusion=False,
         )
