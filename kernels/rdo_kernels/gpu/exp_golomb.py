@@ -141,7 +141,8 @@ def exp_golomb(  # type: ignore[no-untyped-def]
     )
     largest = tl.zeros((LANES,), tl.uint32)
     whole = count // LANES * LANES
-    for start in range(0, whole, LANES):
+    for number in range(whole // LANES):
+        start = number * LANES
         window, largest = _round(
             window, largest, start + lanes, None, order, data, end, values, known, target, OUT, BY_ROW, RANKED
         )

@@ -101,15 +101,16 @@ def _round(  # type: ignore[no-untyped-def]
         escaped = escaped & mask
 
     needed = tl.sum(tl.where(short, bit, 0))
-    place = position + count_ones(needed & before)
-    within = place & (LANES - 1)
-    word = tl.where(place < LANES, tl.gather(now, within, 0), tl.gather(soon, within, 0))
+    lanes = tl.arange(0, LANES)
+    place = (position + count_ones(needed & before)) & (LANES - 1)
+    # Of two words in a lane the round can reach only one: the first, unless it has been taken.
+    word = tl.gather(tl.where(lanes < position, soon, now), place, 0)
     state = tl.where(short, (moved << 16) | word, moved)
     position += count_ones(needed)
     if position >= LANES:
         now = soon
         soon = later.to(tl.uint32)
-        later = _load_words(words[0], loaded, words[1], tl.arange(0, LANES))
+        later = _load_words(words[0], loaded, words[1], lanes)
         position -= LANES
         loaded += LANES
 
@@ -157,7 +158,8 @@ def rans(  # type: ignore[no-untyped-def]
     )
     taken = 0
     whole = count // LANES * LANES
-    for start in range(0, whole, LANES):
+    for number in range(whole // LANES):
+        start = number * LANES
         lane_states, queue, taken = _round(
             lane_states, queue, taken, start + lanes, None, bit, tables, words, escapes, target, OUT, BY_ROW, LANES
         )
