@@ -73,11 +73,11 @@ def _decode(
             stream.check(out.numel())
         except StreamError as error:
             raise StreamError(f"stream {number}: {error}", (number,)) from None
-    modules: dict[str, list[int]] = {}
+    groups: dict[tuple[str, torch.device], list[int]] = {}
     for number, out in enumerate(outs):
-        modules.setdefault(_module(kind, out, backend), []).append(number)
+        groups.setdefault((_module(kind, out, backend), out.device), []).append(number)
     damaged: dict[int, int] = {}
-    for name, numbers in modules.items():
+    for (name, _), numbers in groups.items():
         module: Any = importlib.import_module(name)
         flags = module.decode(*([items[number] for number in numbers] for items in (streams, outs, rows)))
         # One transfer for all flags: each would wait for the GPU.

@@ -11,6 +11,8 @@ from torch import Tensor
 MAX_SYMBOL = 1 << 30
 MAX_SEGMENT = 1 << 30
 """Symbols in a segment; positions within one are 32-bit integers."""
+MAX_SEGMENT_BYTES = 1 << 33
+"""More than 2^30 symbols can take in any code; the kernels count words of 4 bytes in 32 bits."""
 MAX_ENTRIES = 1 << 16
 
 
@@ -168,3 +170,5 @@ def _check_segments(stream: Stream, lanes: int, count: int) -> None:
     lengths = np.diff(offsets)
     if offsets[0] != 0 or offsets[-1] != stream.payload.numel() or (lengths < 0).any() or (offsets % 4).any():
         raise StreamError("the segments do not fill the payload")
+    if (lengths >= MAX_SEGMENT_BYTES).any():
+        raise StreamError("a segment is longer than can be")

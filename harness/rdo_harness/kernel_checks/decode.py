@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rdo_harness.kernel_checks.samples import check
 from rdo_harness.kernel_checks.streams import Symbols, exp_golomb_stream, rans_stream, symbols_of
-from rdo_kernels.decode import StreamError, decode_exp_golomb, decode_rans
+from rdo_kernels.decode import ExpGolombStream, RansStream, StreamError, decode_exp_golomb, decode_rans
 from rdo_kernels.gpu.launch import interpreting
 from rdo_kernels.streams import MAX_SYMBOL
 
@@ -65,6 +65,27 @@ def symbols_come_back_to_the_bit(device: torch.device, backend: str | None) -> N
         cases = [(symbols, options) for own, symbols, options in _cases(device) if own is coder]
         streams = [coder[0](symbols, device, **options) for symbols, options in cases]
         _decode_and_compare(coder, streams, [symbols for symbols, _ in cases], torch.int32, [], backend)
+
+
+@check
+def streams_written_by_hand_are_read(device: torch.device, backend: str | None) -> None:
+    """The order of bits and states, worked out on paper from docs/coders.md."""
+    halves = np.array([128, 128], np.int64)
+
+    def words(*numbers: int) -> Tensor:
+        return torch.from_numpy(np.array(numbers, "<u4").view(np.uint8)).to(device)
+
+    # Frequencies of 128 in 256 slots: 65536 becomes 131072 with the first symbol, then 262144 + 128 with the second.
+    two = RansStream(words(262_272), np.array([0, 4]), 4096, 1, 8, np.array([5, 9], np.int32), halves)
+    _decode_and_compare(RANS, [two], [np.array([9, 5])], torch.int32, [], backend)
+    # 65536 -> 131200 (escape) -> 262528 (escape) -> 525056 (symbol 0); 3 and -4 are 7 and 0 above -4, in 3 bits each.
+    escapes = RansStream(
+        words(525_056, 0b000_111), np.array([0, 8]), 4096, 1, 8, np.zeros(1, np.int32), halves, 3, -4, np.array([2])
+    )
+    _decode_and_compare(RANS, [escapes], [np.array([0, 3, -4])], torch.int32, [], backend)
+    # 0, -1, 1, -2 are 1, 010, 011 and 00100.
+    codes = ExpGolombStream(words(12, 0b1010_0110_0100 << 20), np.array([0, 8]), 4096, 1, 0)
+    _decode_and_compare(EXP_GOLOMB, [codes], [np.array([0, -1, 1, -2])], torch.int32, [], backend)
 
 
 @check

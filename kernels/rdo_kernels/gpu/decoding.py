@@ -9,7 +9,7 @@ beginning of the first row, and so in row ``(2 * (column + i) * magic >> 32) >> 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -84,13 +84,19 @@ def rows_of(stream: Stream, payload: Tensor, out: Tensor, steps: Rows | None, co
     rows[:, 1] = payload.data_ptr() + stream.offsets[:-1]
     rows[:, 2] = out.data_ptr() + out.element_size() * starts
     if steps is not None:
-        # With n < 2^31, n // length = 2 n magic >> 32 >> shift (Granlund and Montgomery 1994).
-        shift = (steps.length - 1).bit_length()
         rows[:, 3] = steps.steps.data_ptr() + 4 * (starts // steps.length)
         rows[:, 4] = starts % steps.length
-        rows[:, 5] = (1 << (31 + shift)) // steps.length + 1
-        rows[:, 6] = shift
+        rows[:, 5:7] = reciprocal(steps.length)
     return rows
+
+
+def reciprocal(length: int) -> tuple[int, int]:
+    """(magic, shift) such that n // length = (2 n magic >> 32) >> shift for 0 <= n < 2^31, if length is at most 2^30.
+
+    Granlund and Montgomery 1994, "Division by invariant integers using multiplication".
+    """
+    shift = (length - 1).bit_length()
+    return (1 << (31 + shift)) // length + 1, shift
 
 
 def aligned(payload: Tensor) -> Tensor:
@@ -112,16 +118,53 @@ def grouped(keys: Iterable[K]) -> dict[K, list[int]]:
 
 
 def joined(parts: Sequence[NDArray[Any]], device: torch.device) -> tuple[Tensor, list[int]]:
-    """Tables as one tensor on the device, which must outlive the launch, and the address of each."""
+    """Tables as one tensor on the device, and the address of each."""
     table = torch.from_numpy(np.concatenate(parts)).to(device)
     starts = np.cumsum([0, *(part.size for part in parts)])
     return table, [table.data_ptr() + table.element_size() * int(start) for start in starts[:-1]]
 
 
-def launched(kernel: Any, parts: Sequence[NDArray[np.int64]], device: torch.device, *constants: Any) -> list[Tensor]:
-    """Launch a kernel over the rows of several streams; the flags of each."""
-    table = torch.from_numpy(np.concatenate(parts)).to(device)
-    flags = torch.zeros(len(table), dtype=torch.int32, device=device)
-    if len(table):
-        kernel[(len(table),)](table, flags, *constants, num_warps=1)
-    return list(torch.split(flags, [len(part) for part in parts]))
+class Launch(NamedTuple):
+    """A kernel over the segments of several streams, with everything on the device.
+
+    Attributes:
+        kernel, constants: what to launch, and what it is compiled for.
+        rows: int64 [segments, columns].
+        flags: int32 [segments]; 1 where nothing was wrong.
+        numbers, sizes: which streams these are, and how many segments each has.
+        kept: tensors whose addresses the rows hold.
+    """
+
+    kernel: Any
+    constants: tuple[Any, ...]
+    rows: Tensor
+    flags: Tensor
+    numbers: list[int]
+    sizes: list[int]
+    kept: tuple[Tensor, ...]
+
+    @classmethod
+    def of(
+        cls,
+        kernel: Any,
+        constants: tuple[Any, ...],
+        parts: Sequence[NDArray[np.int64]],
+        numbers: list[int],
+        kept: tuple[Tensor, ...],
+    ) -> Launch:
+        rows = torch.from_numpy(np.concatenate(parts)).to(kept[0].device)
+        flags = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
+        return cls(kernel, constants, rows, flags, numbers, [len(part) for part in parts], kept)
+
+    def run(self) -> None:
+        if len(self.rows):
+            self.kernel[(len(self.rows),)](self.rows, self.flags, *self.constants, num_warps=1)
+
+
+def run(launches: Sequence[Launch]) -> list[Tensor]:
+    """Launch all; the flags of each stream."""
+    flags: dict[int, Tensor] = {}
+    for launch in launches:
+        launch.run()
+        flags.update(zip(launch.numbers, torch.split(launch.flags, launch.sizes), strict=True))
+    return [flags[number] for number in sorted(flags)]

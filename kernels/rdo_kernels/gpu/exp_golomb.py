@@ -19,12 +19,13 @@ from torch import Tensor
 from rdo_kernels.gpu.decoding import (
     COLUMNS,
     TYPES,
+    Launch,
     aligned,
     by_row,
     grouped,
     joined,
-    launched,
     rows_of,
+    run,
     target_of,
     write,
 )
@@ -48,7 +49,7 @@ def _shift(window, moving, data, end):  # type: ignore[no-untyped-def]
     high = tl.where(moving, low, high)
     low = tl.where(moving, later, low)
     later = tl.load(data + loaded, mask=moving & (loaded < end), other=later)
-    return high, low, later, tl.where(moving, skip - 32, skip), loaded + moving.to(tl.int32)
+    return high, low, later, tl.where(moving, skip - 32, skip), loaded + moving.to(tl.uint32)
 
 
 @triton.jit
@@ -130,8 +131,8 @@ def exp_golomb(  # type: ignore[no-untyped-def]
     bits = tl.load(lengths + lanes).to(tl.int64)
     own = (bits + 31) >> 5
     after = tl.cumsum(own, 0)
-    end = tl.minimum(after, words).to(tl.int32)
-    begin = tl.minimum(after - own, words).to(tl.int32)
+    end = tl.minimum(after, words).to(tl.uint32)  # below 2^31, and nothing that is added to it can wrap
+    begin = tl.minimum(after - own, words).to(tl.uint32)
     window = (
         tl.load(data + begin, mask=begin < end, other=0),
         tl.load(data + begin + 1, mask=begin + 1 < end, other=0),
@@ -165,20 +166,25 @@ def exp_golomb(  # type: ignore[no-untyped-def]
 
 def decode(streams: Sequence[ExpGolombStream], outs: Sequence[Tensor], steps: Sequence[Rows | None]) -> list[Tensor]:
     """Decode every stream into its output; for each the flags of its segments (int32, 1: nothing was wrong)."""
-    flags: dict[int, Tensor] = {}
+    return run(launches(streams, outs, steps))
+
+
+def launches(streams: Sequence[ExpGolombStream], outs: Sequence[Tensor], steps: Sequence[Rows | None]) -> list[Launch]:
+    """What decodes these streams: a launch for each type of output, kind of steps and of table, and number of lanes."""
     ranked = [stream.values is not None for stream in streams]
     dtypes, lanes = [out.dtype for out in outs], [stream.lanes for stream in streams]
+    found = []
     for key, numbers in grouped(zip(dtypes, by_row(steps), ranked, lanes, strict=True)).items():
         some = [streams[number] for number in numbers]
-        device = outs[numbers[0]].device
         payloads = [aligned(stream.payload) for stream in some]
         tables = [np.zeros(1, np.int32) if stream.values is None else stream.values for stream in some]
-        _values, at_values = joined(tables, device)
+        values, at_values = joined(tables, outs[numbers[0]].device)
         parts = []
         for place, (number, stream) in enumerate(zip(numbers, some, strict=True)):
             part = rows_of(stream, payloads[place], outs[number], steps[number], _COLUMNS)
             part[:, 7] = np.diff(stream.offsets) // 4 - stream.lanes
             part[:, 8:] = stream.k, at_values[place], len(tables[place]) - 1
             parts.append(part)
-        flags.update(zip(numbers, launched(exp_golomb, parts, device, TYPES[key[0]], *key[1:]), strict=True))
-    return [flags[number] for number in range(len(streams))]
+        constants = TYPES[key[0]], *key[1:]
+        found.append(Launch.of(exp_golomb, constants, parts, numbers, (values, *payloads)))
+    return found

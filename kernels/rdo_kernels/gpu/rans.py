@@ -24,13 +24,14 @@ from rdo_kernels.gpu.decoding import (
     COLUMNS,
     INDEX_TYPES,
     TYPES,
+    Launch,
     aligned,
     by_row,
     count_ones,
     grouped,
     joined,
-    launched,
     rows_of,
+    run,
     target_of,
     write,
 )
@@ -180,16 +181,21 @@ def rans(  # type: ignore[no-untyped-def]
 
 def decode(streams: Sequence[RansStream], outs: Sequence[Tensor], steps: Sequence[Rows | None]) -> list[Tensor]:
     """Decode every stream into its output; for each the flags of its segments (int32, 1: nothing was wrong)."""
-    flags: dict[int, Tensor] = {}
+    return run(launches(streams, outs, steps))
+
+
+def launches(streams: Sequence[RansStream], outs: Sequence[Tensor], steps: Sequence[Rows | None]) -> list[Launch]:
+    """What decodes these streams: a launch for each type of output, kind of steps and of table, and number of lanes."""
     narrow = [len(stream.frequencies) <= 256 for stream in streams]
     dtypes, lanes = [out.dtype for out in outs], [stream.lanes for stream in streams]
+    found = []
     for key, numbers in grouped(zip(narrow, dtypes, by_row(steps), lanes, strict=True)).items():
         some = [streams[number] for number in numbers]
         device = outs[numbers[0]].device
         payloads = [aligned(stream.payload) for stream in some]
         tables = [_tables(stream, np.uint8 if key[0] else np.uint16) for stream in some]
         indices, at_indices = joined([table[0] for table in tables], device)
-        _entries, at_entries = joined([table[1] for table in tables], device)
+        entries, at_entries = joined([table[1] for table in tables], device)
         parts = []
         for place, (number, stream) in enumerate(zip(numbers, some, strict=True)):
             part = rows_of(stream, payloads[place], outs[number], steps[number], _COLUMNS)
@@ -198,9 +204,9 @@ def decode(streams: Sequence[RansStream], outs: Sequence[Tensor], steps: Sequenc
             part[:, 12:14] = stream.escape_width, stream.escape_low
             part[:, 14] = stream.words()
             parts.append(part)
-        done = launched(rans, parts, device, INDEX_TYPES[indices.dtype], TYPES[key[1]], *key[2:])
-        flags.update(zip(numbers, done, strict=True))
-    return [flags[number] for number in range(len(streams))]
+        constants = INDEX_TYPES[indices.dtype], TYPES[key[1]], *key[2:]
+        found.append(Launch.of(rans, constants, parts, numbers, (indices, entries, *payloads)))
+    return found
 
 
 def _tables(stream: RansStream, dtype: type[np.unsignedinteger[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
