@@ -94,23 +94,24 @@ class RansStream(NamedTuple):
     def check(self, count: int) -> None:
         """Raise StreamError unless ``count`` symbols can be decoded without leaving the payload or a table."""
         _check_segments(self, self.lanes, count)
-        entries = len(self.values) + (self.escape_width > 0)
+        entries = len(self.values) + (self.escape_width != 0)
         if not (
             8 <= self.precision <= 16
             and 2 <= entries == len(self.frequencies) <= MAX_ENTRIES
             and int(self.frequencies.min()) >= 1
+            and int(self.frequencies.max()) < 1 << self.precision  # so that the sum cannot overflow
             and int(self.frequencies.sum()) == 1 << self.precision
         ):
             raise StreamError(f"{entries} frequencies do not fill a table of {self.precision} bits")
         if len(self.values) and np.abs(self.values.astype(np.int64)).max() > MAX_SYMBOL:
             raise StreamError("a symbol of the table lies beyond +-2^30")
         escaped = self.escaped
-        if (self.escape_width > 0) != (escaped is not None):
+        if (self.escape_width != 0) != (escaped is not None):
             raise StreamError("a width and numbers of escaped symbols go together")
         if escaped is not None:
             counts = np.minimum(count - np.arange(self.segments(count)) * self.segment, self.segment)
             if (
-                self.escape_width > 32
+                not 0 < self.escape_width <= 32
                 or abs(self.escape_low) > MAX_SYMBOL
                 or len(escaped) != len(counts)
                 or (escaped < 0).any()

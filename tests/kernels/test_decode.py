@@ -53,7 +53,7 @@ def test_the_error_names_every_damaged_stream_and_its_segments() -> None:
 
 
 def test_outputs_keep_their_sizes_and_autograd_learns_of_the_write() -> None:
-    out = torch.empty(3, 4, 5)
+    out = torch.nn.Parameter(torch.empty(3, 4, 5))
     before = out._version
     decode_rans([STREAM], [out], [torch.tensor([0.5, 1.0, 2.0])])
     expected = torch.from_numpy(SYMBOLS).float().reshape(3, 20) * torch.tensor([[0.5], [1.0], [2.0]])

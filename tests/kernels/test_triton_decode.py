@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +38,15 @@ def compiled(name: str, target: tuple[str, int | str, int], out: str = "bfloat16
         attrs={(i,): [["tt.divisibility", 16]] for i, argument in enumerate(kernel.arg_names) if argument in types},
     )
     return triton.compile(source, target=GPUTarget(*target), options={"num_warps": 1}).asm
+
+
+def test_damaged_streams_leave_no_bounds() -> None:
+    """Every address that the kernels read or write in the interpreter lies in a tensor that they were given."""
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    command = [sys.executable, "-m", "tests.kernels.bounds"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "within bounds\n", done.stderr
 
 
 def tool(option: str, asm: dict, folder: Path) -> str:

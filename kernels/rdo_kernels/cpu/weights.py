@@ -15,4 +15,5 @@ def store(symbols: NDArray[np.int32], out: Tensor, rows: Rows | None) -> None:
     found = torch.from_numpy(symbols)
     if rows is not None and len(symbols):
         found = found.reshape(-1, rows.length) * rows.steps.cpu().reshape(-1, 1)
-    out.copy_(found.reshape(out.shape))
+    with torch.no_grad():
+        out.copy_(found.reshape(out.shape))
