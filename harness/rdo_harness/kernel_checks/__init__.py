@@ -1,4 +1,4 @@
-"""Checks of every operation over weights against float64, on any device and backend.
+"""Checks of every operation over weights against float64, and of decoders to the bit, on any device and backend.
 
 On a GPU they run before anything is timed; without one, in Triton's interpreter:
 ``TRITON_INTERPRET=1 python -m rdo_harness.kernel_checks --backend triton``.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from rdo_harness.kernel_checks import adamw as adamw
+from rdo_harness.kernel_checks import decode as decode
 from rdo_harness.kernel_checks import optimizer as optimizer
 from rdo_harness.kernel_checks import rate as rate
 from rdo_harness.kernel_checks.samples import CHECKS
