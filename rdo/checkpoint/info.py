@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rdo.checkpoint.container import dtype_name
-from rdo.checkpoint.manifest import VERSION, Manifest, Record
+from rdo.checkpoint.manifest import Manifest, Record
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def build_info(manifest: Manifest, stream_bytes: dict[str, int], file_bytes: int
     parts = {column: total(column) for column in ("table_bytes", "payload_bytes", "scale_bytes", "raw_bytes")}
     return CheckpointInfo(
         tensors=tensors,
-        version=VERSION,
+        version=manifest.version,
         writer=manifest.writer,
         parameters=total("parameters"),
         coded_parameters=sum(tensor.parameters for tensor in stored if tensor.kind == "coded"),

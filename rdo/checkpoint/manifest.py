@@ -15,7 +15,8 @@ from rdo.checkpoint.container import DTYPES, dtype_name
 from rdo.errors import CheckpointError, CorruptCheckpointError, UnsupportedVersionError
 
 FORMAT = "rdo-checkpoint"
-VERSION = 1
+VERSION = 2
+"""Of the files that are written. Version 1 had other bitstreams, see rdo.coders.version1."""
 KEY, CHECKSUM_KEY = "rdo", "rdo_crc32"
 STEPS = "::steps"
 _CODED, _RAW = "::stream", "::raw"
@@ -76,6 +77,7 @@ class Manifest:
 
     tensors: dict[str, Record | str]
     writer: str
+    version: int = VERSION
 
     def records(self) -> dict[str, Record]:
         """The stored tensors, in the order of the file's steps."""
@@ -94,7 +96,7 @@ class Manifest:
                 groups.append(described)
             coding = [record.steps, record.table_bytes] if record.coded else []
             rows[name] = [groups.index(described), list(record.size), *coding, record.crc32]
-        content = {"format": FORMAT, "version": VERSION, "writer": self.writer, "groups": groups, "tensors": rows}
+        content = {"format": FORMAT, "version": self.version, "writer": self.writer, "groups": groups, "tensors": rows}
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return {KEY: text, CHECKSUM_KEY: f"{zlib.crc32(text.encode()):08x}"}
 
@@ -142,7 +144,7 @@ def parse_metadata(metadata: Mapping[str, str], where: str) -> Manifest:
                 _need(
                     isinstance(tensors.get(owner), Record), f"tensor {name!r}: tied to {owner!r}, which is not stored"
                 )
-        return Manifest(tensors, content["writer"])
+        return Manifest(tensors, content["writer"], version)
     except (_BadManifestError, json.JSONDecodeError, RecursionError) as error:
         raise CorruptCheckpointError(f"{where}: contradictory header: {error}") from error
 

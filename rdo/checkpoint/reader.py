@@ -23,7 +23,9 @@ from rdo.checkpoint.container import (
 from rdo.checkpoint.info import CheckpointInfo, build_info
 from rdo.checkpoint.manifest import STEPS, Manifest, Record, entry_name, parse_metadata
 from rdo.checkpoint.threads import in_threads
-from rdo.coders import Bitstream, EntropyCoder, coder_from_config
+from rdo.coders import Bitstream, coder_from_config
+from rdo.coders.base import Decoder
+from rdo.coders.version1 import decoder_of_version_1
 from rdo.errors import CheckpointError, ConfigError, CorruptCheckpointError, RdoError, UnknownNameError
 from rdo.quantizers import QuantizedTensor
 
@@ -116,10 +118,10 @@ class CompressedFile:
         self.owners = {name: rec if isinstance(rec, str) else name for name, rec in self.manifest.tensors.items()}
         lengths = self._check_entries()
         self.info = build_info(self.manifest, lengths, container.file_bytes)
-        self._coders: dict[int, EntropyCoder] = {}
+        self._decoders: dict[int, Decoder] = {}
         for name, record in self.records.items():
-            if record.group.coder is not None and id(record.group) not in self._coders:
-                self._coders[id(record.group)] = self._coder(name, record.group.coder)
+            if record.group.coder is not None and id(record.group) not in self._decoders:
+                self._decoders[id(record.group)] = self._decoder(name, record.group.coder)
         self._steps = self._read_steps()
 
     def check_output(self, dtype: torch.dtype | None, limit: int | None) -> None:
@@ -151,7 +153,7 @@ class CompressedFile:
             raise self._corrupt(name, "a quantisation step is not a positive number")
         bits = Bitstream(table=stream[: record.table_bytes], payload=stream[record.table_bytes :])
         try:
-            symbols = self._coders[id(record.group)].decode(bits, record.numel)
+            symbols = self._decoders[id(record.group)].decode(bits, record.numel)
         except RdoError as error:
             raise self._corrupt(name, str(error)) from error
         if symbols.shape != (record.numel,):
@@ -201,9 +203,10 @@ class CompressedFile:
                 )
         return lengths
 
-    def _coder(self, name: str, config: dict[str, object]) -> EntropyCoder:
+    def _decoder(self, name: str, config: dict[str, object]) -> Decoder:
         try:
-            return coder_from_config(config)
+            coder = coder_from_config(config)
+            return coder if self.manifest.version > 1 else decoder_of_version_1(coder)
         except UnknownNameError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {name!r} needs a coder that is not installed: {error}; install its package"

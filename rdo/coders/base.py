@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ Symbols = NDArray[np.int32]
 MAX_SYMBOL = 2**30
 MAX_COUNT = 2**40
 _DENSE_RANGE = 1 << 24
+_COUNTED_TOGETHER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Histogram:
         if max(-low, high) > MAX_SYMBOL:
             raise CoderError(f"symbols must lie within +-2^30, got {low} to {high}; use a larger step")
         if high - low < min(_DENSE_RANGE, 4 * symbols.size + 65536):
-            counts = np.bincount((symbols - np.int32(low)).ravel(), minlength=high - low + 1)
+            counts = _dense_counts(symbols.reshape(-1), low, high - low + 1)
             present = np.flatnonzero(counts)
             return cls(present + low, counts[present])
         values, found = np.unique(symbols, return_counts=True)
@@ -79,6 +80,23 @@ class Histogram:
             found: NDArray[np.uint32] = positions[symbols - low]
             return found
         return np.searchsorted(self.values, symbols).astype(np.uint32)
+
+
+def _dense_counts(symbols: Symbols, low: int, reach: int) -> NDArray[np.int64]:
+    """How often each of ``reach`` symbols from ``low`` on occurs; threads share the symbols if counters are few."""
+    from rdo_kernels.cpu import places, threads
+
+    size = _COUNTED_TOGETHER if reach <= _COUNTED_TOGETHER >> 4 else max(symbols.size, 1)
+
+    def count(begin: int) -> NDArray[np.int64]:
+        counts = np.zeros(reach, np.int64)
+        places.count(symbols[begin : begin + size], low, counts)
+        return counts
+
+    first, *others = threads.share(count, range(0, symbols.size, size))
+    for counts in others:
+        first += counts
+    return first
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,13 @@ class EntropyCoder(ABC):
     def config(self) -> dict[str, Any]:
         """A JSON-able description from which :func:`coder_from_config` builds an equal coder."""
         return {"name": self.name, **asdict(self)}
+
+
+class Decoder(Protocol):
+    """What reading a checkpoint needs of a coder."""
+
+    def decode(self, stream: Bitstream, count: int) -> Symbols:
+        """As :meth:`EntropyCoder.decode`."""
 
 
 CODERS: Registry[type[EntropyCoder]] = Registry("coder", package="rdo.coders", group="rdo.coders")

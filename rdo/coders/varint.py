@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,24 +28,25 @@ class Writer:
         """Append any integer, zig-zagged: 0, -1, 1, -2 become 0, 1, 2, 3."""
         self.number(2 * value if value >= 0 else -2 * value - 1)
 
-    def numbers(self, values: Iterable[int]) -> None:
+    def numbers(self, values: NDArray[np.int64]) -> None:
         """Append numbers >= 0 without their count."""
-        for value in values:
-            self.number(int(value))
+        shifts = np.arange(0, max(1, int(values.max(initial=0)).bit_length()), 7)
+        septets = values[:, None] >> shifts
+        more = septets >> 7 > 0
+        self._buffer += ((septets & 0x7F) | (more << 7)).astype(np.uint8)[(septets > 0) | (shifts == 0)].tobytes()
 
     def ascending(self, values: NDArray[np.int64]) -> None:
         """Append distinct ascending values as runs of consecutive ones: their number, the first value, then the length
         of each run and the gap (>= 2, less 2) to the next."""
-        breaks = np.flatnonzero(np.diff(values) > 1)
-        starts = np.concatenate([[0], breaks + 1]) if len(values) else np.empty(0, np.int64)
-        ends = np.concatenate([breaks, [len(values) - 1]]) if len(values) else np.empty(0, np.int64)
-        self.number(len(starts))
-        for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            if index == 0:
-                self.signed(int(values[0]))
-            else:
-                self.number(int(values[start] - values[ends[index - 1]]) - 2)
-            self.number(int(end - start))
+        gaps = np.diff(values)
+        breaks = np.flatnonzero(gaps > 1)
+        if not len(values):
+            self.number(0)
+            return
+        self.number(len(breaks) + 1)
+        self.signed(int(values[0]))
+        lengths = np.diff(breaks, prepend=-1, append=len(values) - 1) - 1
+        self.numbers(np.append(lengths[:1], np.stack([gaps[breaks] - 2, lengths[1:]], axis=1)))
 
     def bytes(self) -> Bytes:
         """The table so far."""

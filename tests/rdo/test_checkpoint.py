@@ -204,7 +204,7 @@ def test_the_bytes_are_those_that_the_document_describes(tmp_path: Path) -> None
     quantizer = {"name": "relative", "dead_zone": 0.0, "ratio": 0.5, "granularity": "row"}
     manifest = {
         "format": "rdo-checkpoint",
-        "version": 1,
+        "version": 2,
         "writer": f"rdo {rdo.__version__}",
         "groups": [
             {"kind": "coded", "dtype": "float32", "coder": coder.config(), "quantizer": quantizer},

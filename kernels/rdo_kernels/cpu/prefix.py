@@ -58,38 +58,6 @@ def encode_fixed(numbers, width, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
-def encode_exp_golomb(numbers, k, out):  # type: ignore[no-untyped-def]
-    """Write EGk of uint32 numbers: ``(n >> k) + 1`` after one zero less than it has bits, then the k low bits."""
-    window, filled, position = np.uint64(0), 0, 0
-    low_mask = np.uint64((1 << k) - 1)
-    for i in range(numbers.size):
-        number = np.uint64(numbers[i])
-        high = (number >> np.uint64(k)) + np.uint64(1)
-        bits = 0
-        rest = high
-        while rest:
-            bits += 1
-            rest >>= np.uint64(1)
-        for part in range(2):
-            if part == 0:
-                length, value = bits - 1, np.uint64(0)
-                if 2 * bits - 1 + k <= 32:
-                    length, value = 2 * bits - 1 + k, (high << np.uint64(k)) | (number & low_mask)
-            else:
-                if 2 * bits - 1 + k <= 32:
-                    break
-                length, value = bits + k, (high << np.uint64(k)) | (number & low_mask)
-            window = (window << np.uint64(length)) | value
-            filled += length
-            while filled >= 8:
-                filled -= 8
-                out[position] = np.uint8((window >> np.uint64(filled)) & np.uint64(255))
-                position += 1
-    if filled:
-        out[position] = np.uint8((window << np.uint64(8 - filled)) & np.uint64(255))
-
-
-@njit(**_OPTIONS)
 def _window(data, position):  # type: ignore[no-untyped-def]
     """At least 57 bits from a bit position, at the top of a uint64."""
     byte = position >> 3

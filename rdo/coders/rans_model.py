@@ -1,0 +1,121 @@
+"""The table of a rANS stream: which symbols are in it, with which frequencies, and which escape from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdo.coders.base import Histogram
+from rdo.coders.varint import Writer
+
+PRECISIONS = range(8, 17)
+_SLACK = 1.0002
+"""How much larger a stream may get for a smaller table, which is decoded faster."""
+_ROUNDING = 0.0054
+"""Bits a symbol lost with 16 bits of precision; with each bit less a fourth of it. A symbol takes a state x with
+q = floor(x / f) >= 2^(16 - p) to about q 2^p. As the density of x is like 1 / x, the fraction of x / f is a little
+uneven, which costs some 1 / (12 q^2) nats."""
+_ESCAPE_BITS = 40
+"""The number of escapes in the index, and what fills their last word, roughly."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is needed to code a symbol.
+
+    Attributes:
+        precision: the frequencies sum to 2**precision.
+        kept: the symbols in the table, int64 [K], ascending, K > 0.
+        frequencies: int64 [K], or [K + 1] with that of the escape at the end.
+        escapes: number of escaped symbols.
+        width: bits of an escaped symbol less ``low``; 0 if there are none.
+        low: the smallest escaped symbol.
+        payload_bits: information in the payload, what lanes add to it aside.
+    """
+
+    precision: int
+    kept: NDArray[np.int64]
+    frequencies: NDArray[np.int64]
+    escapes: int
+    width: int
+    low: int
+    payload_bits: float
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A set of kept symbols; ``counts`` has that of the escape at the end, if there are escapes."""
+
+    kept: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    escapes: int
+    width: int
+    low: int
+    value_bits: int
+    """Length of the kept symbols in the table, and of what else comes with escapes."""
+
+    @property
+    def least(self) -> float:
+        """Bits that no frequencies can undercut: a byte for each, and an ideal code."""
+        return self.fixed_bits + 8 * len(self.counts) + self.code_bits(np.log2(self.counts / self.counts.sum()))
+
+    @property
+    def fixed_bits(self) -> int:
+        return self.escapes * self.width + self.value_bits
+
+    def code_bits(self, log_shares: NDArray[np.float64]) -> float:
+        """Bits of the code for shares of the slots given by their binary logarithms."""
+        return -float((self.counts * log_shares).sum())
+
+
+def best_model(histogram: Histogram) -> Model:
+    """The model of least total size for two distinct symbols or more; the smallest precision that comes close to it."""
+    from rdo_kernels.cpu import frequencies
+
+    tried: list[tuple[int, float, _Choice]] = []
+    best = np.inf
+    for choice in sorted(_choices(histogram), key=lambda choice: choice.least):
+        if choice.least > _SLACK * best:
+            break
+        for precision in PRECISIONS:
+            if len(choice.counts) <= 1 << precision:
+                code = frequencies.cost(choice.counts, precision) + _rounding_bits(choice, precision)
+                tried.append((precision, choice.fixed_bits + code, choice))
+                best = min(best, tried[-1][1])
+    precision, _, choice = min((t for t in tried if t[1] <= _SLACK * best), key=lambda t: t[:2])
+    found = frequencies.normalise(choice.counts, precision)
+    payload_bits = choice.escapes * choice.width + choice.code_bits(np.log2(found) - precision)
+    payload_bits += _rounding_bits(choice, precision)
+    return Model(precision, choice.kept, found, choice.escapes, choice.width, choice.low, payload_bits)
+
+
+def _rounding_bits(choice: _Choice, precision: int) -> float:
+    return _ROUNDING * 4.0 ** (precision - 16) * int(choice.counts.sum())
+
+
+def _choices(histogram: Histogram) -> Iterator[_Choice]:
+    """Sets of kept symbols: those at least as frequent as a threshold, and the most frequent symbol alone."""
+    values, counts = histogram.values, histogram.counts
+    most, before = int(counts.max()), -1
+    thresholds = sorted({round(2 ** (step / 2)) for step in range(2 * most.bit_length())})
+    for kept in [*(counts >= threshold for threshold in thresholds), np.arange(len(counts)) == int(counts.argmax())]:
+        number = int(kept.sum())
+        if number in (before, 0) or number + (number < len(kept)) > 1 << PRECISIONS[-1]:
+            continue
+        before = number
+        table = Writer()
+        table.ascending(values[kept])
+        value_bits = 8 * table.bytes().size
+        if number == len(kept):
+            yield _Choice(values, counts, 0, 0, 0, value_bits)
+            continue
+        escaped = values[~kept]
+        low = int(escaped[0])
+        width = max(1, (int(escaped[-1]) - low).bit_length())
+        escapes = histogram.count - int(counts[kept].sum())
+        table.signed(low)
+        value_bits = 8 * table.bytes().size + _ESCAPE_BITS
+        yield _Choice(values[kept], np.append(counts[kept], escapes), escapes, width, low, value_bits)
