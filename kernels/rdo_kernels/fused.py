@@ -224,9 +224,10 @@ class HostAdamW:
     def _fit(self) -> Tensor:
         moments = self._moments.cpu()
         covered = torch.from_numpy(self._covered)
-        sound = moments.isfinite().all(dim=1)
-        if not bool((sound | ~covered).all()):
-            raise NotFiniteError((covered & ~sound).nonzero().flatten().tolist())
+        if not bool(moments.isfinite().all()):
+            bad = covered & moments.isfinite().all(dim=1).logical_not()
+            if bool(bad.any()):
+                raise NotFiniteError(bad.nonzero().flatten().tolist())
         if self._term.pooled:
             return self._term.family.fit(pooled(moments[covered]))
         return self._term.family.fit(moments)

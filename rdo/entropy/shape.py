@@ -41,11 +41,8 @@ def solve_shape(ratio: Tensor) -> Tensor:
     low, width = table_range()
     place = ((target - low) / width).nan_to_num(0.0).clamp(0.0, float(CELLS))
     cell = place.to(torch.int64).clamp(max=CELLS - 1)
-    rest = place - cell
-    coefficients = _table_on(target.device)[0][cell]
-    shape = coefficients[..., -1]
-    for term in range(TERMS - 2, -1, -1):
-        shape = shape * rest + coefficients[..., term]
+    table, powers = _table_on(target.device)
+    shape = (table[cell] * (place - cell).unsqueeze(-1) ** powers).sum(-1)
     shape = torch.where(place <= 0.0, MAX_SHAPE, torch.where(place >= CELLS, MIN_SHAPE, shape))
     return torch.where(target.isnan(), 1.0, shape)
 
@@ -72,8 +69,9 @@ def shape_table() -> Tensor:
 
 
 @cache
-def _table_on(device: torch.device) -> Tensor:
-    return shape_table().to(device)
+def _table_on(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The shape's half of the table, and the powers of its terms."""
+    return shape_table()[0].to(device), torch.arange(TERMS, dtype=torch.float64, device=device)
 
 
 def _newton(target: Tensor) -> Tensor:
