@@ -72,7 +72,7 @@ def importers(*targets: str) -> dict[str, set[str]]:
         ("rdo_kernels", ("rdo", "rdo_harness")),
         ("rdo", ("rdo_harness", "pandas", "matplotlib", "rich", "scipy")),
         ("rdo.entropy", ("rdo.quantizers", "rdo.coders", "rdo.constraint", "rdo.checkpoint", "rdo_kernels")),
-        ("rdo.quantizers", ("rdo.entropy", "rdo.coders", "rdo.constraint", "rdo.checkpoint", "rdo_kernels")),
+        ("rdo.quantizers", ("rdo.entropy", "rdo.coders", "rdo.constraint", "rdo.checkpoint")),
         ("rdo.coders", ("rdo.entropy", "rdo.quantizers", "rdo.constraint", "rdo.checkpoint", "torch")),
         ("rdo.constraint", ("rdo.coders", "rdo.checkpoint")),
         ("rdo.checkpoint", ("rdo.entropy", "rdo.constraint", "rdo.attach")),

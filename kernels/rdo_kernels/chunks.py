@@ -35,6 +35,26 @@ def chunk_table(*groups: Sequence[Tensor]) -> Chunks:
     return table
 
 
+STEPS, ROW, OFFSET = 4, 5, 6
+"""Columns of :func:`quantization_table` after the addresses of weights and symbols."""
+
+
+def quantization_table(weights: Sequence[Tensor], symbols: Sequence[Tensor], steps: Sequence[Tensor]) -> Chunks:
+    """Chunks of weights and symbols, and where their steps are.
+
+    The further columns are the address of the step of the chunk's first weight, the weights in a row (which share a
+    step), and how many of its row lie before the first. Steps are float32, one for a tensor or one for each row.
+    """
+    chunks = chunk_table(weights, symbols)
+    tensor = chunks[:, TENSOR]
+    addresses = np.array([weight.data_ptr() for weight in weights], np.int64)
+    element_sizes = np.array([weight.element_size() for weight in weights], np.int64)
+    starts = (chunks[:, ADDRESSES] - addresses[tensor]) // element_sizes[tensor]
+    rows = np.array([w.numel() // max(s.numel(), 1) for w, s in zip(weights, steps, strict=True)], np.int64)[tensor]
+    first = np.array([step.data_ptr() for step in steps], np.int64)[tensor] + 4 * (starts // rows)
+    return np.column_stack([chunks, first, rows, starts % rows])
+
+
 def sum_by_tensor(values: NDArray[np.float64], chunks: Chunks, tensors: int) -> NDArray[np.float64]:
     """Add up rows of chunks into rows of tensors, in order."""
     total = np.zeros((tensors, *values.shape[1:]), np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 MOMENTS = ("count", "sum_abs", "sum_sq", "zeros", "max_abs")
@@ -68,3 +69,8 @@ class AdamW(NamedTuple):
 
 APPLY = ("gradient", "decoupled", "proximal", "preconditioned")
 """How the rate term enters a step of AdamW: in the gradient, or after the step as in the functions of their names."""
+
+LIMITS = {torch.int8: 127, torch.int16: 32767, torch.int32: 2**30}
+"""Largest absolute value of a symbol of each type."""
+BOUNDS = {torch.int8: 127, torch.int16: 1023, torch.int32: 1023}
+"""Largest absolute value of a symbol that a histogram has a bin for, by the type of the symbols."""

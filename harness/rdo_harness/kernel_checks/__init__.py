@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from rdo_harness.kernel_checks import adamw as adamw
+from rdo_harness.kernel_checks import quantize as quantize
 from rdo_harness.kernel_checks import rate as rate
 from rdo_harness.kernel_checks.samples import CHECKS
 

@@ -41,9 +41,19 @@ def run(
     columns = [0 if array is None or array.ndim < 2 else array.shape[1] for array in (chunks, laws, settings)]
     rows = 0 if laws is None else len(laws)
     job = np.array([0, len(chunks), loops.ACTIONS.index(action), option, rows, *columns, *addresses], np.int64)
-    threads = max(1, min(torch.get_num_threads(), len(chunks) // _MIN_CHUNKS_PER_THREAD))
+    share(loops.work, job, len(chunks))
+
+
+def share(function: Any, job: NDArray[np.int64], chunks: int) -> None:
+    """Let threads run one compiled function on one job: each takes chunks, as the job says, until none is left.
+
+    Args:
+        function: numba's cfunc ``void (int64 *job)``, such as :func:`rdo_kernels.cpu.loops.work`.
+        chunks: how many there are, which limits the threads.
+    """
+    threads = max(1, min(torch.get_num_threads(), chunks // _MIN_CHUNKS_PER_THREAD))
     parallel = _torch_threads()
-    address: Any = loops.work.address
+    address: Any = function.address
     work = _FUNCTION(address)
     if threads == 1:
         work(job.ctypes.data)
