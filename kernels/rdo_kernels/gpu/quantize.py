@@ -17,8 +17,8 @@ from rdo_kernels.types import BOUNDS, LIMITS
 _SYMBOLS = {torch.int8: tl.int8, torch.int16: tl.int16, torch.int32: tl.int32}
 _GROUP = 16
 """Neighbours that share the load of a step and its reciprocal, where rows are multiples of it."""
-_REGISTERS = {"maxnreg": 80} if torch.version.hip is None else {}
-"""So that three programs share a multiprocessor of 65,536 registers, and one computes while others wait for memory."""
+_THREE_PROGRAMS = {"maxnreg": 80} if torch.version.hip is None else {}
+"""Share a multiprocessor of 65,536 registers: one computes while others wait for memory. Rows need more registers."""
 
 
 def quantize(
@@ -56,7 +56,7 @@ def quantize(
                 aligned,
                 min(block(2048), kernels.SHARE.value),
                 num_warps=8,
-                **_REGISTERS,
+                **(_THREE_PROGRAMS if group == 0 else {}),
             )
         lost[rows] = missing
         if counts is not None:

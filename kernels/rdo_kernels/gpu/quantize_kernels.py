@@ -87,11 +87,14 @@ def steps_at(chunk, start, GROUP: tl.constexpr, BLOCK: tl.constexpr):  # type: i
 
 @triton.jit
 def _symbols(  # type: ignore[no-untyped-def]
-    weights, mask, steps, zone, LIMIT: tl.constexpr, GROUP: tl.constexpr, FUSED: tl.constexpr, BLOCK: tl.constexpr
+    weights, mask, law, zone, LIMIT: tl.constexpr, GROUP: tl.constexpr, FUSED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A block's symbols in int32, ``_NONE`` for weights without one; ``mask`` is None in a full block."""
+    """A block's symbols in int32, ``_NONE`` for weights without one; ``mask`` is None in a full block.
+
+    ``law`` is what :func:`reciprocal` gave for the step, or for the steps of the block's groups.
+    """
     w = tl.load(weights, mask=mask).to(tl.float32)
-    step, inverse, factor = reciprocal(steps)
+    step, inverse, factor = law
     if GROUP > 0:
         step, inverse = spread(step, GROUP, BLOCK), spread(inverse, GROUP, BLOCK)
         factor = spread(factor, GROUP, BLOCK)
@@ -185,20 +188,24 @@ def quantize(  # type: ignore[no-untyped-def]
     none = tl.zeros((BLOCK // 8,), tl.int32)
     tallies = ((none, none), (none, none), (none, none), (none, none))
     far, missing = 0, 0
+    if GROUP == 0:
+        law = reciprocal(steps_at(chunk, 0, GROUP, BLOCK))
     full = begin + tl.maximum(end - begin, 0) // BLOCK * BLOCK
     for start in range(begin, full, BLOCK):  # without masks, so that loads can be wide
-        steps = steps_at(chunk, start, GROUP, BLOCK)
+        if GROUP > 0:
+            law = reciprocal(steps_at(chunk, start, GROUP, BLOCK))
         at = tl.multiple_of(start, BLOCK) + offsets
-        found = _symbols(weights + at, None, steps, half, LIMIT, GROUP, FUSED, BLOCK)
+        found = _symbols(weights + at, None, law, half, LIMIT, GROUP, FUSED, BLOCK)
         tl.store(symbols + at, _stored(found, SYMBOL))
         if COUNT:
             tallies, far, missing = _count(found, None, tallies, far, missing, mine, BOUND, BLOCK)
         else:
             lacking += (found == _NONE).to(tl.int32)
     if full < end:
-        steps = steps_at(chunk, full, GROUP, BLOCK)
+        if GROUP > 0:
+            law = reciprocal(steps_at(chunk, full, GROUP, BLOCK))
         at = full + offsets
-        found = _symbols(weights + at, at < end, steps, half, LIMIT, GROUP, FUSED, BLOCK)
+        found = _symbols(weights + at, at < end, law, half, LIMIT, GROUP, FUSED, BLOCK)
         tl.store(symbols + at, _stored(found, SYMBOL), mask=at < end)
         if COUNT:
             tallies, far, missing = _count(found, at < end, tallies, far, missing, mine, BOUND, BLOCK)
