@@ -75,7 +75,7 @@ def dequantize(symbols: Sequence[Tensor], steps: Sequence[Tensor], weights: Sequ
                 _SYMBOLS[symbols[0].dtype],
                 group,
                 aligned,
-                block(4096),
+                block(1024),  # four weights a thread: neighbours write whole lines
                 num_warps=8,
             )
 
