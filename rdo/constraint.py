@@ -279,9 +279,8 @@ class RateConstraint:
         """
         bits = 0.0
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            symbols = quantizer.quantize(parameter, name).symbols
-            counts = torch.unique(symbols, return_counts=True)[1].to(torch.float64)
-            bits += float((counts * torch.log2(symbols.numel() / counts)).sum())
+            counts = quantizer.counts(parameter, name).to(torch.float64)
+            bits += float((counts * torch.log2(parameter.numel() / counts)).sum())
         return bits / self.count
 
     def state_dict(self) -> dict[str, Any]:

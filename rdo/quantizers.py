@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
+import rdo_kernels
 from rdo.errors import ConfigError, NonFiniteWeightsError, SymbolOverflowError
 
 MAX_SYMBOL = 2**30
@@ -44,13 +45,7 @@ class QuantizedTensor:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return ``symbols * step``, computed in float32 and rounded to ``dtype``; size of the symbols."""
-        steps = self.steps.to(torch.float32)
-        if steps.ndim == 0:
-            return (self.symbols * steps).to(dtype)
-        if self.symbols.numel() == 0:
-            return self.symbols.to(dtype)
-        rows = self.symbols.reshape(steps.numel(), -1)
-        return (rows * steps.unsqueeze(1)).reshape(self.symbols.shape).to(dtype)
+        return rdo_kernels.dequantize([self.symbols], [self.steps], dtype)[0]
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,10 @@ class Quantizer(ABC):
 
     @abstractmethod
     def steps(self, weight: Tensor) -> Tensor:
-        """Return the float32 steps for a finite float32 tensor: size [] or [rows]."""
+        """Return the float32 steps for a float32 tensor: size [] or [rows].
+
+        Weights are checked while they are rounded, so some may be NaN or infinite; such a tensor's steps are not used.
+        """
 
     def quantize(self, weight: Tensor, name: str = "tensor") -> QuantizedTensor:
         """Quantise a floating-point tensor of any size; ``name`` is for messages.
@@ -81,26 +79,45 @@ class Quantizer(ABC):
             NonFiniteWeightsError: it holds NaN or infinity.
             SymbolOverflowError: a symbol would exceed 2**30 in absolute value.
         """
+        values, steps = self._values_and_steps(weight, name)
+        found = rdo_kernels.quantize([values], [steps], self.dead_zone, count=False)
+        if int(found.lost):
+            self._refuse(values, steps, name)
+        return QuantizedTensor(found.symbols[0], steps)
+
+    def counts(self, weight: Tensor, name: str = "tensor") -> Tensor:
+        """How often each symbol occurs in what :meth:`quantize` gives: int64 [K], all > 0, by ascending symbol.
+
+        Raises:
+            As :meth:`quantize`.
+        """
+        values, steps = self._values_and_steps(weight, name)
+        counts = rdo_kernels.quantize([values], [steps], self.dead_zone, dtype=torch.int16).counts
+        assert counts is not None
+        if int(counts[0, -1]):  # some have no bin
+            symbols = self.quantize(weight, name).symbols
+            wide: Tensor = torch.unique(symbols, return_counts=True)[1]
+            return wide
+        return counts[0][counts[0] > 0]
+
+    def _values_and_steps(self, weight: Tensor, name: str) -> tuple[Tensor, Tensor]:
         if not weight.is_floating_point():
             raise ConfigError(f"{name}: cannot quantise {weight.dtype}; only floating-point tensors have a rate")
         values = weight.detach().to(torch.float32)
-        if not torch.isfinite(values).all():
-            bad = int((~torch.isfinite(values)).sum())
+        return values, self.steps(values)
+
+    @staticmethod
+    def _refuse(values: Tensor, steps: Tensor, name: str) -> NoReturn:
+        """Say why some values have no symbol."""
+        bad = int((~torch.isfinite(values)).sum())
+        if bad:
             raise NonFiniteWeightsError(
                 f"{name}: {bad} of {values.numel()} weights are NaN or infinite; repair or exclude the tensor first"
             )
-        steps = self.steps(values)
-        rows = values.reshape(max(steps.numel(), 1), -1) if steps.ndim else values
-        scaled = rows / (steps.unsqueeze(1) if steps.ndim else steps)
-        if values.numel() and float(scaled.abs().max()) > MAX_SYMBOL:
-            raise SymbolOverflowError(
-                f"{name}: the largest weight {float(values.abs().max()):.4g} over the step {float(steps.min()):.4g} "
-                f"exceeds 2^30; use a step of at least {float(values.abs().max()) / MAX_SYMBOL:.3g}"
-            )
-        symbols = scaled.round()
-        if self.dead_zone:
-            symbols.masked_fill_(scaled.abs() < 0.5 + self.dead_zone, 0.0)
-        return QuantizedTensor(symbols.to(torch.int32).reshape(weight.shape), steps)
+        raise SymbolOverflowError(
+            f"{name}: the largest weight {float(values.abs().max()):.4g} over the step {float(steps.min()):.4g} "
+            f"exceeds 2^30; use a step of at least {float(values.abs().max()) / MAX_SYMBOL:.3g}"
+        )
 
     def config(self) -> dict[str, Any]:
         """A JSON-able description from which :func:`quantizer_from_config` builds an equal quantizer."""

@@ -13,20 +13,35 @@ from rdo_kernels.operations import (
     rate,
     subtract_rate_gradient,
 )
-from rdo_kernels.types import APPLY, MOMENTS, AdamW, FittedFamily, Preconditioner, RateFamily
+from rdo_kernels.quantize import Quantized, dequantize, quantize
+from rdo_kernels.types import (
+    APPLY,
+    BOUNDS,
+    LIMITS,
+    MOMENTS,
+    AdamW,
+    FittedFamily,
+    Preconditioner,
+    RateFamily,
+)
 
 __all__ = [
     "APPLY",
     "BACKENDS",
+    "BOUNDS",
+    "LIMITS",
     "MOMENTS",
     "AdamW",
     "FittedFamily",
     "Preconditioner",
+    "Quantized",
     "RateFamily",
     "adamw_step",
     "add_rate_gradient",
+    "dequantize",
     "moments",
     "proximal_step",
+    "quantize",
     "rate",
     "subtract_rate_gradient",
 ]

@@ -46,6 +46,26 @@ def address_table(groups: Sequence[Sequence[Tensor]]) -> NDArray[np.int64]:
     return np.array([[item.data_ptr() for item in group] for group in groups], np.int64).T.copy()
 
 
+ADDRESSES, STEPS, ROW, OFFSET = 2, 4, 5, 6
+"""Columns of :func:`quantization_table`; the address of the symbols follows that of the weights."""
+
+
+def quantization_table(weights: Sequence[Tensor], symbols: Sequence[Tensor], steps: Sequence[Tensor]) -> Chunks:
+    """Chunks of weights and symbols, and where their steps are: int64 [rows, 7].
+
+    Columns: count, tensor, addresses of the chunk's weights and symbols, address of the step of its first weight, the
+    weights in a row (which share a step), and how many of its row lie before the first. Steps are float32, one for a
+    tensor or one for each row.
+    """
+    chunks, begins = chunks_of(weights), address_table([weights, symbols])
+    count, tensor, first = chunks.T
+    widths = np.array([[w.element_size(), s.element_size()] for w, s in zip(weights, symbols, strict=True)], np.int64)
+    places = begins.reshape(-1, 2)[tensor] + widths.reshape(-1, 2)[tensor] * first[:, None]
+    rows = np.array([w.numel() // max(s.numel(), 1) for w, s in zip(weights, steps, strict=True)], np.int64)[tensor]
+    own = np.array([step.data_ptr() for step in steps], np.int64)[tensor] + 4 * (first // rows)
+    return np.column_stack([count, tensor, places, own, rows, first % rows])
+
+
 def sum_by_tensor(values: NDArray[np.float64], chunks: Chunks, tensors: int) -> NDArray[np.float64]:
     """Add up rows of chunks into rows of tensors, in order."""
     total = np.zeros((tensors, *values.shape[1:]), np.float64)

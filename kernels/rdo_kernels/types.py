@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -93,3 +94,8 @@ def adamw_factors(settings: Sequence[AdamW] | NDArray[np.float64]) -> NDArray[np
 
 APPLY = ("gradient", "decoupled", "proximal", "preconditioned")
 """How the rate term enters a step of AdamW: in the gradient, or after the step as in the functions of their names."""
+
+LIMITS = {torch.int8: 127, torch.int16: 32767, torch.int32: 2**30}
+"""Largest absolute value of a symbol of each type."""
+BOUNDS = {torch.int8: 127, torch.int16: 1023, torch.int32: 1023}
+"""Largest absolute value of a symbol that a histogram has a bin for, by the type of the symbols."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from rdo_harness import gpu_decode
-from rdo_harness.gpu_decode import measure, repeated
+from rdo_harness.gpu import decode
+from rdo_harness.gpu.decode import measure, repeated
 from rdo_harness.kernel_checks.streams import rans_stream, symbols_of
 from rdo_kernels.decode import decode_rans
 
@@ -38,7 +38,7 @@ def test_wrong_weights_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def lazy(streams: object, outs: Sequence[torch.Tensor], steps: object) -> None:
         outs[0][1:] = 0.0
 
-    monkeypatch.setattr(gpu_decode, "decode_rans", lazy)
+    monkeypatch.setattr(decode, "decode_rans", lazy)
     with pytest.raises(AssertionError, match="rANS decoded other weights"):
         measure(CPU, bandwidth=1e9, repeats=1, timer=clock, symbols=4096, segment=4096)
 

@@ -11,6 +11,7 @@ import torch
 from rdo_harness.kernel_checks import adamw as adamw
 from rdo_harness.kernel_checks import decode as decode
 from rdo_harness.kernel_checks import optimizer as optimizer
+from rdo_harness.kernel_checks import quantize as quantize
 from rdo_harness.kernel_checks import rate as rate
 from rdo_harness.kernel_checks.samples import CHECKS
 

@@ -42,9 +42,19 @@ def run(
     columns = [0 if array is None else array.shape[1] for array in (addresses, laws, settings)]
     numbers = [0, len(chunks), loops.ACTIONS.index(action), option, len(addresses), *columns]
     job = np.array([*numbers, *places], np.int64)
-    threads = max(1, min(torch.get_num_threads(), len(chunks) // _MIN_CHUNKS_PER_THREAD))
+    share(loops.work, job, len(chunks))
+
+
+def share(function: Any, job: NDArray[np.int64], chunks: int) -> None:
+    """Let threads run one compiled function on one job: each takes chunks, as the job says, until none is left.
+
+    Args:
+        function: numba's cfunc ``void (int64 *job)``, such as :func:`rdo_kernels.cpu.loops.work`.
+        chunks: how many there are, which limits the threads.
+    """
+    threads = max(1, min(torch.get_num_threads(), chunks // _MIN_CHUNKS_PER_THREAD))
     parallel = _torch_threads()
-    address: Any = loops.work.address
+    address: Any = function.address
     work = _FUNCTION(address)
     if threads == 1:
         work(job.ctypes.data)

@@ -34,12 +34,19 @@ def law_of(row, PARAMETERS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def tensor_at(addresses, tensor, begin, group, GROUPS: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Pointer to weight ``begin`` (int64) of a tensor of a group. Chunks begin at multiples of 65,536 weights."""
-    pointer = tl.load(addresses + tensor * GROUPS + group).to(tl.pointer_type(DTYPE)) + begin
+def pointer_at(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+    pointer = address.to(tl.pointer_type(DTYPE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
+
+
+@triton.jit
+def tensor_at(addresses, tensor, begin, group, GROUPS: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Pointer to weight ``begin`` (int64) of a tensor of a group. Chunks begin at multiples of 65,536 weights."""
+    return pointer_at(
+        tl.load(addresses + tensor * GROUPS + group) + begin * (DTYPE.primitive_bitwidth // 8), DTYPE, ALIGNED
+    )
 
 
 @triton.jit

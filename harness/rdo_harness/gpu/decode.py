@@ -22,7 +22,7 @@ KEPT = 28
 """Symbols in the table; about one in 7,500 is escaped."""
 
 Timer = Callable[[Sequence[Callable[[], object]], torch.device, int], list[float]]
-"""As :func:`rdo_harness.gpu.median_milliseconds`: medians of alternating runs of some arms."""
+"""As :func:`rdo_harness.gpu.timing.median_milliseconds`: medians of alternating runs of some arms."""
 
 
 @dataclass(frozen=True)
