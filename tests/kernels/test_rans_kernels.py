@@ -15,6 +15,12 @@ from rdo_kernels.cpu import lanes, rans_lanes, rans_segments
 
 COUNTS = (0, 1, 31, 32, 33, 97, 1021)
 PRECISIONS = range(8, 17)
+AVX2 = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt,+sse4.1,+sse4.2,+ssse3",
+}
+"""A machine without AVX-512."""
+SCALAR = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
 needs_vectors = pytest.mark.skipif(not lanes.available(), reason="this machine lacks the instructions")
 
 
@@ -315,7 +321,17 @@ def test_machines_without_the_instructions_take_the_scalar_loops() -> None:
         "whole, out = decoded(states, words, values, table(9, 10), 10, 512, 999); "
         "print(lanes.available(), whole and (out == indices).all())"
     )
-    assert run_python(script, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="") == "False True"
+    assert run_python(script, **SCALAR) == "False True"
+
+
+@pytest.mark.skipif(not lanes.permutes(), reason="this machine is one")
+def test_machines_without_avx512_pass_the_same_tests() -> None:
+    script = (
+        "import pytest; from rdo_kernels.cpu import lanes; assert lanes.available() and not lanes.permutes(); "
+        f"raise SystemExit(pytest.main(['-q', '-p', 'no:cacheprovider', {__file__!r}, '-k', "
+        "'plain_loop or unequal or damaged or outside or long_streams and 250']))"
+    )
+    run_python(script, **AVX2)
 
 
 @needs_vectors

@@ -1,8 +1,8 @@
-"""Vectors of unsigned integers for numba: arithmetic by operators, and the permutations of AVX-512.
+"""Vectors of unsigned integers for numba: arithmetic by operators, and permutations.
 
 numba compiles scalar loops only; here a vector of LLVM becomes a type of its own, so that a loop over lanes that depend
 on memory (look-ups, and moving the lanes that meet a condition together or apart) is written as it is meant to run.
-LLVM takes care of the operators on any machine; what begins with "permutes" in its description needs :func:`available`.
+The operators work on any machine; the rest is written for AVX-512 with VBMI2 and for AVX2, see :func:`available`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,25 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core.cgutils import get_or_insert_function
+from numba.core.cgutils import get_or_insert_function, global_constant
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_I16, _I32, _I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 
 
 def available() -> bool:
-    """Whether numba compiles for a machine with the instructions that the permutations need."""
-    features = str(cpu_target.target_context.codegen().magic_tuple()[2]).split(",")
-    return {"+avx512bw", "+avx512vbmi2"} <= set(features)
+    """Whether numba compiles for a machine on which vectors are worth it."""
+    return "+avx2" in _features()
+
+
+def permutes() -> bool:
+    """Whether it has the permutations of :func:`look_up`."""
+    return {"+avx512bw", "+avx512vbmi2"} <= _features()
+
+
+def _features() -> set[str]:
+    return set(str(cpu_target.target_context.codegen().magic_tuple()[2]).split(","))
 
 
 class Lanes(types.Type):
@@ -47,7 +55,7 @@ class _Model(models.PrimitiveModel):
 
 WORDS, HALVES = Lanes(32, 16), Lanes(16, 32)
 """What the functions here work on: 32 lanes of 16 bits, or sixteen of 32 bits."""
-_BOTH = ir.VectorType(ir.IntType(16), 64)
+_BOTH, _EIGHT, _BYTES = ir.VectorType(_I16, 64), ir.VectorType(_I16, 8), ir.VectorType(ir.IntType(8), 16)
 
 
 def _intrinsic(function: Callable[..., Any]) -> Any:
@@ -88,6 +96,29 @@ def _elements(context: Any, builder: Any, array: Any, value: Any, index: Any) ->
     for lane in range(WORDS.count):
         place = builder.zext(builder.extract_element(index, _I32(lane)), _I64)
         yield builder.load(builder.gep(data, [place]))
+
+
+def _shuffles(builder: Any, mask: Any, expanding: bool) -> list[tuple[Any, Any]]:
+    """For each eight lanes of a mask: how to shuffle the bytes of eight halves, and how many lanes it has, int64.
+
+    Expanding brings the first halves to the lanes of the mask; otherwise its lanes are brought to the last halves.
+    """
+    orders = []
+    for bits in range(256):
+        lanes = [lane for lane in range(8) if bits >> lane & 1]
+        pairs = zip(lanes, range(8), strict=False) if expanding else zip(range(8 - len(lanes), 8), lanes, strict=True)
+        source = dict(pairs)
+        order = [2 * source[lane] + byte if lane in source else 0x80 for lane in range(8) for byte in range(2)]
+        orders.append(ir.Constant(_BYTES, order))
+    table = ir.Constant(ir.ArrayType(_BYTES, 256), orders)
+    name = "rdo_expand" if expanding else "rdo_compress"
+    pointer = global_constant(builder, name, table)  # type: ignore[no-untyped-call]
+    bits = builder.zext(builder.bitcast(mask, _I32), _I64)
+    groups = [builder.and_(builder.lshr(bits, _I64(first)), _I64(0xFF)) for first in range(0, 32, 8)]
+    return [
+        (builder.load(builder.gep(pointer, [_I64(0), group])), _call(builder, "llvm.ctpop.i64", _I64, group))
+        for group in groups
+    ]
 
 
 def _register(function: Any, build: Callable[[Any, Any, Any], Any], mask: bool = False) -> None:
@@ -295,19 +326,80 @@ def load_pairs(typing_context: Any, array: Any, index: Any) -> Any:
 
 @_intrinsic
 def blend(typing_context: Any, below: Any, above: Any) -> Any:
-    """Permutes: words with the low half of the first and the high half of the second."""
+    """Words with the low half of the first and the high half of the second."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        # As bits of a third operand decide: LLVM would make a permutation of the usual "and" and "or", which is slower.
-        operands = (*arguments, _constant(WORDS, 0xFFFF), _I32(0xE4))
-        return _call(builder, "llvm.x86.avx512.pternlog.d.512", WORDS.vector, *operands)
+        low, high = arguments
+        if permutes():
+            # As bits of a third operand decide; LLVM would make a slower permutation of what follows.
+            operands = (low, high, _constant(WORDS, 0xFFFF), _I32(0xE4))
+            return _call(builder, "llvm.x86.avx512.pternlog.d.512", WORDS.vector, *operands)
+        kept = builder.and_(low, _constant(WORDS, 0xFFFF)), builder.and_(high, _constant(WORDS, 0xFFFF0000))
+        return builder.or_(*kept)
 
     return below(below, above), build
 
 
 @_intrinsic
+def take(typing_context: Any, array: Any, index: Any, mask: Any, others: Any) -> Any:
+    """``array[index]``, ``array[index + 1]``, ... in the lanes of the mask, in order; ``others`` in the other lanes.
+
+    Reads no more than ``array[index : index + 32]``, which is uint16.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        *place, where, rest = arguments
+        if permutes():
+            values = builder.load(_address(context, builder, array, HALVES.vector, *place), align=1)
+            return _call(builder, "llvm.x86.avx512.mask.expand.v32i16", HALVES.vector, values, rest, where)
+        address = _address(context, builder, array, _I16, *place)
+        parts = []
+        for order, lanes in _shuffles(builder, where, expanding=True):
+            values = builder.load(builder.bitcast(address, _BYTES.as_pointer()), align=1)
+            parts.append(builder.bitcast(_call(builder, "llvm.x86.ssse3.pshuf.b.128", _BYTES, values, order), _EIGHT))
+            address = builder.gep(address, [lanes])
+        while len(parts) > 1:
+            order = ir.Constant(ir.VectorType(_I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+            parts = [builder.shuffle_vector(*parts[i : i + 2], order) for i in range(0, len(parts), 2)]
+        return builder.select(where, parts[0], rest)
+
+    return others(array, index, mask, others), build
+
+
+@_intrinsic
+def put(typing_context: Any, array: Any, index: Any, mask: Any, halves: Any) -> Any:
+    """Write the lanes of the mask, in order, so that they end before ``array[index]``.
+
+    Overwrites ``array[index - 32 : index]``, which is uint16, or less of it.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        *place, where, values = arguments
+        if permutes():
+            address = _address(context, builder, array, HALVES.vector, *place)
+            nothing = _constant(HALVES, 0)
+            values = _call(builder, "llvm.x86.avx512.mask.compress.v32i16", HALVES.vector, values, nothing, where)
+            distance = _spread(builder, HALVES, _call(builder, "llvm.ctpop.i32", _I32, builder.bitcast(where, _I32)))
+            lane = builder.add(ir.Constant(HALVES.vector, list(range(HALVES.count))), distance)
+            values = _call(builder, "llvm.x86.avx512.permvar.hi.512", HALVES.vector, values, lane)
+            builder.store(values, builder.gep(address, [_I64(-1)]), align=1)
+            return context.get_dummy_value()
+        address = _address(context, builder, array, _I16, *place)
+        for group, (order, lanes) in reversed(list(enumerate(_shuffles(builder, where, expanding=False)))):
+            part = ir.Constant(ir.VectorType(_I32, 8), list(range(8 * group, 8 * group + 8)))
+            eight = builder.bitcast(builder.shuffle_vector(values, values, part), _BYTES)
+            eight = _call(builder, "llvm.x86.ssse3.pshuf.b.128", _BYTES, eight, order)
+            end = builder.bitcast(address, _BYTES.as_pointer())
+            builder.store(eight, builder.gep(end, [_I64(-1)]), align=1)
+            address = builder.gep(address, [builder.neg(lanes)])
+        return context.get_dummy_value()
+
+    return types.void(array, index, mask, halves), build
+
+
+@_intrinsic
 def look_up(typing_context: Any, table: Any, index: Any) -> Any:
-    """Permutes: ``table[index % 32]`` of halves."""
+    """``table[index % 32]`` of halves, where :func:`permutes`."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _call(builder, "llvm.x86.avx512.permvar.hi.512", HALVES.vector, *arguments)
@@ -317,44 +409,10 @@ def look_up(typing_context: Any, table: Any, index: Any) -> Any:
 
 @_intrinsic
 def look_up_pair(typing_context: Any, table: Any, index: Any) -> Any:
-    """Permutes: ``table[index % 64]`` of halves; the table is a pair of vectors."""
+    """``table[index % 64]`` of halves, where :func:`permutes`; the table is a pair of vectors."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         low, high = (builder.extract_value(arguments[0], part) for part in range(2))
         return _call(builder, "llvm.x86.avx512.vpermi2var.hi.512", HALVES.vector, low, arguments[1], high)
 
     return index(table, index), build
-
-
-@_intrinsic
-def expand(typing_context: Any, halves: Any, mask: Any, others: Any) -> Any:
-    """Permutes: the first halves, in order, in the lanes of the mask; ``others`` in the other lanes."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values, where, rest = arguments
-        return _call(builder, "llvm.x86.avx512.mask.expand.v32i16", HALVES.vector, values, rest, where)
-
-    return halves(halves, mask, others), build
-
-
-@_intrinsic
-def compress(typing_context: Any, halves: Any, mask: Any) -> Any:
-    """Permutes: the halves in the lanes of the mask, in order, in the first lanes; 0 in the others."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values, where = arguments
-        nothing = _constant(HALVES, 0)
-        return _call(builder, "llvm.x86.avx512.mask.compress.v32i16", HALVES.vector, values, nothing, where)
-
-    return halves(halves, mask), build
-
-
-@_intrinsic
-def rotate(typing_context: Any, halves: Any, distance: Any) -> Any:
-    """Permutes: lane ``(i + distance) % 32`` in lane i."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lane = builder.add(ir.Constant(HALVES.vector, list(range(32))), _spread(builder, HALVES, arguments[1]))
-        return _call(builder, "llvm.x86.avx512.permvar.hi.512", HALVES.vector, arguments[0], lane)
-
-    return halves(halves, distance), build

@@ -1,11 +1,10 @@
-"""The loops of :mod:`rdo_kernels.cpu.rans` for 32 lanes as two vectors of sixteen states.
+"""The loops of :mod:`rdo_kernels.cpu.rans` for 32 lanes as vectors, for machines with AVX2 and better with AVX-512.
 
-The streams are the same. Tables of up to 64 symbols stay in vector registers: a binary search over the starts of the
-symbols takes six permutations, whatever the precision, where a table of all slots has to be read one lane at a time.
-Longer tables are gathered from memory.
+The streams are the same. With AVX-512, tables of up to 64 symbols stay in vector registers: a binary search over the
+starts of the symbols takes six permutations, whatever the precision, where a table of all slots has to be read one lane
+at a time. Longer tables, and all tables on other machines, are read so.
 
-Legend: "near" are the states of lanes 0 to 15, "far" those of lanes 16 to 31. ``tables`` are uint16 [5, 64], flat; a
-vector of 32 halves holds near in the low and far in the high half of each word.
+Legend: "low" and "high" are the halves of 32 states; "even" and "odd" are the states of the even and the odd lanes.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from numpy.typing import NDArray
 from rdo_kernels.cpu import rans
 from rdo_kernels.cpu.lanes import (
     blend,
-    compress,
     count,
-    expand,
     full,
     full_halves,
     halves_of,
@@ -33,12 +30,13 @@ from rdo_kernels.cpu.lanes import (
     load_split,
     look_up,
     look_up_pair,
-    rotate,
+    permutes,
+    put,
     saturating_difference,
     select,
     shift_in_sign,
-    store,
     store_joined,
+    take,
     words_of,
 )
 
@@ -56,13 +54,13 @@ def decoding_tables(
 ) -> NDArray[np.uint16] | tuple[NDArray[np.uint16], NDArray[np.uint64]]:
     """What :func:`decode` looks up.
 
-    For few symbols: their bounds as a heap, frequencies, starts, and the two halves of the values. Node 1 of the heap
-    is the root and 2k, 2k + 1 are the children of k; a node holds the last slot of the symbols to its left. Slots and
-    starts have their upper bit flipped, so that they compare as signed. For many: the symbol of each slot, and for each
-    symbol frequency, start and value in 16, 16 and 32 bits.
+    For few symbols, uint16 [5, 64], flat: their bounds as a heap, frequencies, starts, and the two halves of the
+    values. Node 1 of the heap is the root and 2k, 2k + 1 are the children of k; a node holds the last slot of the
+    symbols to its left. Slots and starts have their upper bit flipped, so that they compare as signed. For many: the
+    symbol of each slot, and for each symbol frequency, start and value in 16, 16 and 32 bits.
     """
     symbols = len(values)
-    if symbols > FEW:
+    if symbols > FEW or not permutes():
         entries = frequencies | starts << 16 | values.astype(np.int64) << 32
         return np.repeat(np.arange(symbols).astype(np.uint16), frequencies), entries.view(np.uint64)
     last = np.full(FEW, 0xFFFF)
@@ -97,11 +95,11 @@ def encoding_tables(
 ) -> NDArray[np.uint16] | tuple[NDArray[np.uint64], NDArray[np.uint16]]:
     """What :func:`encode` looks up.
 
-    For few symbols: frequencies, starts, the two halves of the multipliers, and the shifts. For many: frequency, start
-    and multiplier of each in 16, 16 and 32 bits, and the shifts.
+    For few symbols, uint16 [5, 64], flat: frequencies, starts, the two halves of the multipliers, and the shifts. For
+    many: frequency, start and multiplier of each in 16, 16 and 32 bits, and the shifts.
     """
     multipliers, shifts = reciprocals(frequencies, precision)
-    if len(frequencies) > FEW:
+    if len(frequencies) > FEW or not permutes():
         entries = frequencies | starts << 16 | multipliers << 32
         return entries.view(np.uint64), shifts.astype(np.uint16)
     tables = np.zeros((5, FEW), np.uint16)
@@ -195,7 +193,7 @@ def _decode_round(low, high, tables, precision, words, position, out, start):  #
     odd = odd_frequency * (odd >> precision) + odd_offset
     low, high = _split(even, odd)
     small = high < 1
-    return expand(load(words, position), small, low), select(small, low, high), position + count(small)
+    return take(words, position, small, low), select(small, low, high), position + count(small)
 
 
 @njit(**_OPTIONS)
@@ -331,10 +329,9 @@ def encode(indices, frequencies, starts, inverses, tables, precision, states, wo
     for i in range(end - LANES, -1, -LANES):
         frequency, start, multiplier, shift = _model(load(indices, i), loaded)
         large = high >> (16 - precision) >= frequency
-        written = count(large)
         # Fills all of the 32 words before ``position``, of which the last are meant; there are as many symbols left.
-        store(words, position - LANES, rotate(compress(low, large), written))
-        position -= written
+        put(words, position, large, low)
+        position -= count(large)
         even, odd = _join(select(large, high, low), select(large, full_halves(0), high))
         even_frequency, odd_frequency = _even_odd(frequency)
         even_start, odd_start = _even_odd(start)
