@@ -228,11 +228,14 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     indices, words = np.zeros(100, np.uint16), np.empty(100, np.uint16)
     states = np.full((2, 32), 1 << 16, np.uint32)
     begins, ends, out = np.array([0, 50]), np.array([50, 100]), np.empty(100, np.int32)
-    for bad in (frequencies[:-1], frequencies + 1, frequencies * 0, np.array([256])):
+    wrapping = np.array([2**62] * 4 + [256])
+    for bad in (frequencies[:-1], frequencies + 1, frequencies * 0, np.array([256]), wrapping):
         with pytest.raises(ValueError, match="frequencies"):
             rans_segments.encode(indices, bad, 8, 64, states, words)
         with pytest.raises(ValueError, match="frequencies"):
             rans_segments.decode(words, begins, ends, states, values, bad, 8, 64, out)
+    with pytest.raises(ValueError, match="precision"):
+        rans_segments.encode(indices, table(5, 17), 17, 64, states, words)
     with pytest.raises(ValueError, match="segments"):
         rans_segments.encode(indices, frequencies, 8, 32, states, words)
     with pytest.raises(ValueError, match="words"):
@@ -244,6 +247,15 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
             rans_segments.decode(
                 words, np.array([first, 50]), np.array([50, last]), states, values, frequencies, 8, 64, out
             )
+
+
+@needs_vectors
+def test_arrays_with_gaps_are_refused() -> None:
+    frequencies, values = table(5, 8), np.arange(5, dtype=np.int32)
+    states, spans = np.full((1, 32), 1 << 16, np.uint32), np.zeros(1, np.int64)
+    gaps = np.empty(64, np.int32)[::2]
+    with pytest.raises(TypeError, match="contiguous"):
+        rans_segments.decode(np.empty(0, np.uint16), spans, spans, states, values, frequencies, 8, 32, gaps)
 
 
 GUARDED = """

@@ -84,15 +84,21 @@ def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     return builder.call(function, arguments)
 
 
+def _data(context: Any, builder: Any, array: Any, value: Any) -> Any:
+    """Pointer to the first element of an array of one axis."""
+    if array.layout != "C" or array.ndim != 1:
+        raise TypeError(f"vectors are read from contiguous arrays of one axis, not from {array}")
+    return context.make_array(array)(context, builder, value).data
+
+
 def _address(context: Any, builder: Any, array: Any, vector: Any, value: Any, index: Any) -> Any:
-    """Pointer to the vector that begins at an index of a contiguous array of one axis."""
-    data = context.make_array(array)(context, builder, value).data
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+    """Pointer to the vector that begins at an index."""
+    return builder.bitcast(builder.gep(_data(context, builder, array, value), [index]), vector.as_pointer())
 
 
 def _elements(context: Any, builder: Any, array: Any, value: Any, index: Any) -> Iterator[Any]:
     """The elements of an array at each lane of an index."""
-    data = context.make_array(array)(context, builder, value).data
+    data = _data(context, builder, array, value)
     for lane in range(WORDS.count):
         place = builder.zext(builder.extract_element(index, _I32(lane)), _I64)
         yield builder.load(builder.gep(data, [place]))

@@ -26,6 +26,8 @@ def encode(
 ) -> Int64s:
     """Encode ``indices`` [n] into ``frequencies`` [K >= 2], which are at least 1 and sum to 2^precision (8 to 16).
 
+    That every index is below K is not checked.
+
     Fills ``states`` [segments, lanes]; the words of segment i are ``words[begins[i] : min((i + 1) * size, n)]``, where
     ``begins`` [segments] is what it returns. ``words`` has the length of ``indices``.
 
@@ -60,11 +62,13 @@ def decode(
     size: int,
     out: NDArray[np.int32],
 ) -> bool:
-    """Decode into ``out`` [n]: the symbol with frequency ``frequencies[k]`` is ``values[k]``.
+    """Decode into ``out`` [n]: the symbol with frequency ``frequencies[k]`` is ``values[k]``. Trusts nothing.
+
+    Segments are decoded two at a time, which takes little longer than one.
 
     Segment i has the words ``words[begins[i] : ends[i]]``. Overwrites ``states`` [segments, lanes]. Returns whether
     each segment used exactly its words and ended in the states in which the encoder began; if not, ``out`` holds
-    anything.
+    anything. Each may begin and end anywhere in ``words``, so that these can be a view of a whole payload.
 
     Raises:
         ValueError: the arrays do not fit together.
@@ -94,10 +98,11 @@ def decode(
 
 
 def _starts(frequencies: Int64s, precision: int) -> Int64s:
-    if precision not in _PRECISIONS or len(frequencies) < 2 or frequencies.min() < 1:
-        raise ValueError("a table has two frequencies or more, each at least 1, and 8 to 16 bits of precision")
-    if frequencies.sum() != 1 << precision:
-        raise ValueError(f"the frequencies sum to {frequencies.sum()}, not to 2^{precision}")
+    if precision not in _PRECISIONS:
+        raise ValueError(f"the precision is 8 to 16 bits, got {precision}")
+    slots = 1 << precision
+    if len(frequencies) < 2 or not 1 <= frequencies.min() <= frequencies.max() < slots or frequencies.sum() != slots:
+        raise ValueError(f"two frequencies or more, each at least 1, must sum to 2^{precision}")
     starts: Int64s = np.cumsum(frequencies) - frequencies
     return starts
 
