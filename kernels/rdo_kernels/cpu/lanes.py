@@ -3,6 +3,8 @@
 numba compiles scalar loops only; here a vector of LLVM becomes a type of its own, so that a loop over lanes that depend
 on memory (look-ups, and moving the lanes that meet a condition together or apart) is written as it is meant to run.
 The operators work on any machine; the rest is written for AVX-512 with VBMI2 and for AVX2, see :func:`available`.
+
+numba recompiles a cached loop when the file of the loop changes, not when this one does: then touch that one too.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core.cgutils import get_or_insert_function, global_constant
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
@@ -22,7 +24,7 @@ _I16, _I32, _I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 
 def available() -> bool:
     """Whether numba compiles for a machine on which vectors are worth it."""
-    return "+avx2" in _features()
+    return not config.DISABLE_JIT and "+avx2" in _features()  # type: ignore[attr-defined]
 
 
 def permutes() -> bool:
@@ -165,18 +167,6 @@ def load(typing_context: Any, array: Any, index: Any) -> Any:
         return builder.load(_address(context, builder, array, HALVES.vector, *arguments), align=1)
 
     return HALVES(array, index), build
-
-
-@_intrinsic
-def store(typing_context: Any, array: Any, index: Any, halves: Any) -> Any:
-    """Write the 32 halves ``array[index : index + 32]`` of a uint16 array."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        *place, value = arguments
-        builder.store(value, _address(context, builder, array, HALVES.vector, *place), align=1)
-        return context.get_dummy_value()
-
-    return types.void(array, index, halves), build
 
 
 @_intrinsic
