@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -29,11 +30,12 @@ def available() -> bool:
 
 def permutes() -> bool:
     """Whether it has the permutations of :func:`look_up`."""
-    return {"+avx512bw", "+avx512vbmi2"} <= _features()
+    return _features() >= {"+avx512bw", "+avx512vbmi2"}
 
 
-def _features() -> set[str]:
-    return set(str(cpu_target.target_context.codegen().magic_tuple()[2]).split(","))
+@cache
+def _features() -> frozenset[str]:
+    return frozenset(str(cpu_target.target_context.codegen().magic_tuple()[2]).split(","))
 
 
 class Lanes(types.Type):
