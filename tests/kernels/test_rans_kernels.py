@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rdo_kernels.cpu import lanes, rans_lanes, rans_segments
+from rdo_kernels.cpu import lanes, rans_lanes, rans_loops
 
 COUNTS = (0, 1, 31, 32, 33, 97, 1021)
 PRECISIONS = range(8, 17)
@@ -65,7 +65,7 @@ def encoded(
     states = np.full((segments, lane_count), 0xDEAD, np.uint32)
     room = np.full(indices.size + 128, 0xBEEF, np.uint16)
     words = room[64 : 64 + indices.size]
-    begins = rans_segments.encode(indices, frequencies, precision, size, states, words)
+    begins = rans_loops.encode(indices, frequencies, precision, size, states, words)
     assert (room[:64] == 0xBEEF).all()
     assert (room[64 + indices.size :] == 0xBEEF).all()
     return states, [words[begin : (i + 1) * size].copy() for i, begin in enumerate(begins)]
@@ -86,7 +86,7 @@ def decoded(
     begins = ends - [len(part) for part in words]
     together = np.concatenate([*words, np.empty(0, np.uint16)])
     out = room[64 : 64 + count]
-    whole = rans_segments.decode(together, begins, ends, states.copy(), values, frequencies, precision, size, out)
+    whole = rans_loops.decode(together, begins, ends, states.copy(), values, frequencies, precision, size, out)
     assert (room[:64] == -77).all()
     assert (room[64 + count :] == -77).all()
     return whole, out
@@ -231,20 +231,20 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     wrapping = np.array([2**62] * 4 + [256])
     for bad in (frequencies[:-1], frequencies + 1, frequencies * 0, np.array([256]), wrapping):
         with pytest.raises(ValueError, match="frequencies"):
-            rans_segments.encode(indices, bad, 8, 64, states, words)
+            rans_loops.encode(indices, bad, 8, 64, states, words)
         with pytest.raises(ValueError, match="frequencies"):
-            rans_segments.decode(words, begins, ends, states, values, bad, 8, 64, out)
+            rans_loops.decode(words, begins, ends, states, values, bad, 8, 64, out)
     with pytest.raises(ValueError, match="precision"):
-        rans_segments.encode(indices, table(5, 17), 17, 64, states, words)
+        rans_loops.encode(indices, table(5, 17), 17, 64, states, words)
     with pytest.raises(ValueError, match="segments"):
-        rans_segments.encode(indices, frequencies, 8, 32, states, words)
+        rans_loops.encode(indices, frequencies, 8, 32, states, words)
     with pytest.raises(ValueError, match="words"):
-        rans_segments.encode(indices, frequencies, 8, 64, states, words[:-1])
+        rans_loops.encode(indices, frequencies, 8, 64, states, words[:-1])
     with pytest.raises(ValueError, match="segments"):
-        rans_segments.decode(words, begins[:1], ends[:1], states, values, frequencies, 8, 64, out)
+        rans_loops.decode(words, begins[:1], ends[:1], states, values, frequencies, 8, 64, out)
     for first, last in ((-1, 100), (0, 101), (51, 100)):
         with pytest.raises(ValueError, match="outside"):
-            rans_segments.decode(
+            rans_loops.decode(
                 words, np.array([first, 50]), np.array([50, last]), states, values, frequencies, 8, 64, out
             )
 
@@ -255,13 +255,13 @@ def test_arrays_with_gaps_are_refused() -> None:
     states, spans = np.full((1, 32), 1 << 16, np.uint32), np.zeros(1, np.int64)
     gaps = np.empty(64, np.int32)[::2]
     with pytest.raises(TypeError, match="contiguous"):
-        rans_segments.decode(np.empty(0, np.uint16), spans, spans, states, values, frequencies, 8, 32, gaps)
+        rans_loops.decode(np.empty(0, np.uint16), spans, spans, states, values, frequencies, 8, 32, gaps)
 
 
 GUARDED = """
 import ctypes, mmap, sys
 import numpy as np
-from rdo_kernels.cpu import lanes, rans_segments
+from rdo_kernels.cpu import lanes, rans_loops
 from tests.kernels.test_rans_kernels import draw, table
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -288,11 +288,11 @@ for symbols in (10, 100):
             words = guarded(count, np.uint16, before)
             source = guarded(count, np.uint16, before)
             source[:] = indices
-            begins = rans_segments.encode(source, frequencies, 12, size, states, words)
+            begins = rans_loops.encode(source, frequencies, 12, size, states, words)
             ends = np.minimum(np.arange(1, segments + 1) * size, count)
             out = guarded(count, np.int32, before)
             out[:] = -1
-            assert rans_segments.decode(words, begins, ends, states.copy(), values, frequencies, 12, size, out)
+            assert rans_loops.decode(words, begins, ends, states.copy(), values, frequencies, 12, size, out)
             assert (out == values[indices]).all()
             for attempt in range(30):
                 states[:] = generator.integers(0, 2**32, states.shape) >> generator.integers(0, 32)
@@ -300,7 +300,7 @@ for symbols in (10, 100):
                 hostile = guarded(length, np.uint16, before) if length else np.empty(0, np.uint16)
                 hostile[:] = generator.integers(0, 2**16, length)
                 spans = np.sort(generator.integers(0, length + 1, (segments, 2)))
-                assert not rans_segments.decode(
+                assert not rans_loops.decode(
                     hostile, spans[:, 0].copy(), spans[:, 1].copy(), states, values, frequencies, 12, size, out
                 )
 print("done")
