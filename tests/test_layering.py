@@ -94,7 +94,10 @@ def test_arrows(package: str, forbidden: tuple[str, ...]) -> None:
         (("pandas", "matplotlib"), ("rdo_harness.report", "rdo_harness.report_tables", "rdo_harness.figures")),
         (("transformers",), ("rdo_harness.architectures", "rdo.integrations")),
         (("numba", "triton"), ("rdo_kernels",)),
-        (("rdo_kernels",), ("rdo_kernels", "rdo", "rdo_harness.gpu", "rdo_harness.kernel_checks")),
+        (
+            ("rdo_kernels",),
+            ("rdo_kernels", "rdo", "rdo_harness.gpu", "rdo_harness.gpu_decode", "rdo_harness.kernel_checks"),
+        ),
         (("safetensors",), ("rdo.checkpoint", "rdo_harness")),
         (("rich", "scipy", "bjontegaard"), ("rdo_harness",)),
         (("pickle", "cloudpickle", "dill", "joblib", "shelve"), ()),
