@@ -1,6 +1,6 @@
 """Decodes damaged streams in Triton's interpreter and looks at every address that the kernels read and write.
 
-Run by test_triton_decode.py in a process of its own: the interpreter must be chosen before kernels are imported.
+Run by test_triton_decode.py in a process of its own: the interpreter must be chosen before the kernels are imported.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdo_harness.kernel_checks.damage import cut_and_filled, flipped, halved, wrapping
 from rdo_harness.kernel_checks.samples import check
 from rdo_harness.kernel_checks.streams import Symbols, exp_golomb_stream, rans_stream, symbols_of
 from rdo_kernels.decode import ExpGolombStream, RansStream, StreamError, decode_exp_golomb, decode_rans
@@ -135,12 +136,12 @@ def damaged_rans_streams_are_told(device: torch.device, backend: str | None) -> 
     more[0] += 1
     fewer[0] -= 1
     damaged = [
-        *(_flipped(stream, at) for at in (0, 3, 4 * stream.lanes - 1, words, first, first + 77)),
-        *_cut_and_filled(stream),
+        *(flipped(stream, at) for at in (0, 3, 4 * stream.lanes - 1, words, first, first + 77)),
+        *cut_and_filled(stream),
         stream._replace(escaped=more),
         stream._replace(escaped=fewer),
         stream._replace(escape_low=MAX_SYMBOL),
-        stream._replace(precision=stream.precision - 1, frequencies=_halved(stream.frequencies)),
+        stream._replace(precision=stream.precision - 1, frequencies=halved(stream.frequencies)),
     ]
     _all_refused(RANS, stream, damaged, symbols, backend)
     malformed = [
@@ -148,7 +149,7 @@ def damaged_rans_streams_are_told(device: torch.device, backend: str | None) -> 
         stream._replace(lanes=3),
         stream._replace(segment=0),
         stream._replace(frequencies=stream.frequencies + 1),
-        stream._replace(frequencies=_wrapping(stream.frequencies)),
+        stream._replace(frequencies=wrapping(stream.frequencies)),
         stream._replace(values=stream.values + MAX_SYMBOL),
         stream._replace(escape_width=33),
         stream._replace(escaped=stream.escaped - 96),
@@ -167,9 +168,9 @@ def damaged_exp_golomb_streams_are_told(device: torch.device, backend: str | Non
     stream = exp_golomb_stream(symbols, device, segment=40)
     assert stream.values is not None
     damaged = [
-        *(_flipped(stream, at) for at in (0, 3, 4 * stream.lanes - 1)),
-        _flipped(stream, len(stream.payload) - 4),  # the end of a lane of few symbols, so padding
-        *_cut_and_filled(stream),
+        *(flipped(stream, at) for at in (0, 3, 4 * stream.lanes - 1)),
+        flipped(stream, len(stream.payload) - 4),  # the end of a lane of few symbols, so padding
+        *cut_and_filled(stream),
         stream._replace(values=stream.values[:2]),
         exp_golomb_stream(np.append(symbols[:117], MAX_SYMBOL + 1), device, segment=40, ranked=False),
     ]
@@ -182,48 +183,6 @@ def damaged_exp_golomb_streams_are_told(device: torch.device, backend: str | Non
         stream._replace(offsets=np.array([0, 8, 16, len(stream.payload)])),
     ]
     _all_malformed(EXP_GOLOMB, malformed, len(symbols), backend)
-
-
-def _flipped(stream: Any, at: int) -> Any:
-    """With one bit of a byte of the payload changed."""
-    payload = stream.payload.clone()
-    payload[at] ^= 1
-    return stream._replace(payload=payload)
-
-
-def _cut_and_filled(stream: Any) -> list[Any]:
-    """Shorter and longer, at either end of a segment, and full of zeros, ones and noise."""
-    payload, less, more = stream.payload, stream.offsets.copy(), stream.offsets.copy()
-    less[-1] -= 4
-    more[-1] += 4
-    early, late = stream.offsets.copy(), stream.offsets.copy()
-    early[1] -= 4
-    late[1] += 4
-    zeros = torch.zeros(4, dtype=torch.uint8, device=payload.device)
-    noise = torch.randint(256, payload.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return [
-        stream._replace(payload=payload[:-4].clone(), offsets=less),
-        stream._replace(payload=torch.cat([payload, zeros]), offsets=more),
-        stream._replace(offsets=early),
-        stream._replace(offsets=late),
-        stream._replace(payload=torch.zeros_like(payload)),
-        stream._replace(payload=torch.full_like(payload, 255)),
-        stream._replace(payload=noise.to(payload.device)),
-    ]
-
-
-def _halved(frequencies: Any) -> Any:
-    """A table of one bit less that is another law."""
-    halves = np.maximum(frequencies // 2, 1)
-    halves[halves.argmax()] += frequencies.sum() // 2 - halves.sum()
-    return halves
-
-
-def _wrapping(frequencies: Any) -> Any:
-    """A table whose sum is right in 64 bits only because it overflows them."""
-    large = frequencies.copy()
-    large[:4] += 1 << 62
-    return large
 
 
 def _all_refused(coder: Coder, sound: Any, damaged: Sequence[Any], symbols: Symbols, backend: str | None) -> None:
