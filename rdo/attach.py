@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from rdo.constraint import RateConstraint, RateReport
+from rdo.constraint import RateConstraint
 from rdo.control import Schedule
 from rdo.entropy import EntropyModel
 from rdo.errors import ConfigError
+from rdo.rate_report import RateReport
 
 Selection = Literal["matrices", "all"] | Callable[[str, Tensor], bool]
 

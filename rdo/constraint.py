@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,35 +18,16 @@ from torch.optim import Optimizer
 import rdo_kernels
 from rdo.control import Constant, Schedule
 from rdo.entropy import EntropyModel, entropy_model_from_config
-from rdo.errors import ConfigError, NonFiniteWeightsError
-from rdo.optimizer_state import gradient_scale, preconditioners_of, will_skip
+from rdo.errors import ConfigError
+from rdo.fitted_law import FittedLaw
+from rdo.optimizer_state import LearningRates, gradient_scale, preconditioners_of, will_skip
 from rdo.quantizers import Quantizer
-from rdo_kernels.alarm import Alarm, capturing
-from rdo_kernels.fused import Watch, pooled
+from rdo.rate_report import RateReport
 
 Apply = Literal["gradient", "decoupled", "proximal"]
 Units = Literal["bits", "paper"]
 Pooling = Literal["global", "tensor"]
 FitTo = Literal["before", "after"]
-
-
-@dataclass(frozen=True)
-class RateReport:
-    """What the last constrained step saw. All of it describes the weights before that step.
-
-    Attributes:
-        step: constrained optimizer steps so far.
-        lam: lambda of that step, in the constraint's units.
-        parameters: N, the number of covered weights.
-        surrogate_bits_per_parameter: the mean training rate, in bits above the mode of the law.
-        theta: fitted parameters of the law by name; the mean over tensors when the law is fitted per tensor.
-    """
-
-    step: int
-    lam: float
-    parameters: int
-    surrogate_bits_per_parameter: float
-    theta: dict[str, float]
 
 
 class RateConstraint:
@@ -122,15 +102,12 @@ class RateConstraint:
         self.units, self.apply, self.pooling, self.fit_to = units, apply, pooling, fit_to
         self.scale_by_lr, self.precondition = scale_by_lr, precondition
         self.step = 0
-        self.theta: Tensor | None = None
+        self.law = FittedLaw(entropy_model, self.names, self.parameters, pool=pooling == "global")
         self._lam = self._scheduled_lam()
         self._bits: Callable[[], Tensor] | None = None
         self._seen_theta: Callable[[], Tensor] | None = None
-        self._largest_lr: dict[int, float | Tensor] = {}
-        self._alarm: Alarm | None = None
-        self._moments: Tensor | None = None
         self._in_backward: Tensor | None = None
-        self._watch = Watch(self.parameters)
+        self.learning_rates = LearningRates()
 
     def warn_of_lost_steps(self) -> None:
         """Say so if steps are taken on 16-bit weights themselves."""
@@ -144,40 +121,11 @@ class RateConstraint:
     def fit(self) -> Tensor:
         """Fit the law to the weights as they are now; float64 theta, [K] or [T, K] for a law per tensor.
 
-        The sums that the last step gathered are used if no weight changed since, as autograd counts changes (writes
-        to ``.data`` escape it).
-
         Raises:
-            NonFiniteWeightsError: a weight is NaN or infinite: a law fitted to it would ruin all others. On a GPU the
-                rate term of such weights is left out, and the error comes with a later step: none waits for the device.
+            NonFiniteWeightsError: a weight is NaN or infinite. On a GPU the rate term of such weights is left out, and
+                the error comes with a later step: none waits for the device.
         """
-        if self._moments is None or self._watch.changed():
-            self._moments = rdo_kernels.moments(self.parameters)
-        moments = self._moments
-        self._check(moments)
-        self.theta = self.entropy_model.fit(pooled(moments) if self.pooling == "global" else moments)
-        return self.theta
-
-    def _check(self, moments: Tensor) -> None:
-        """Raise NonFiniteWeightsError if weights are known not to be finite."""
-        if self._alarm is None:
-            self._alarm = Alarm(1, moments.device)
-        rung = not capturing(moments.device) and self._alarm.rung()
-        self._alarm.flags.copy_(moments.isfinite().all().logical_not())
-        if not capturing(moments.device):
-            self._alarm.send()
-        if rung or (not moments.is_cuda and self._alarm.rung()):
-            bad = moments.isfinite().all(dim=1).logical_not().nonzero().flatten().tolist()
-            if bad:
-                raise self.non_finite(bad)
-
-    def non_finite(self, rows: Sequence[int]) -> NonFiniteWeightsError:
-        """The error that says which of the covered weights are not finite."""
-        bad = [self.names[row] for row in rows]
-        return NonFiniteWeightsError(
-            f"{', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}: weights are NaN or infinite at step "
-            f"{self.step}; the training diverged: go back to a checkpoint, and lower the learning rate or lambda"
-        )
+        return self.law.fit(self.step)
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
@@ -195,7 +143,8 @@ class RateConstraint:
                 elif parameter.grad.is_sparse:
                     raise ConfigError("sparse gradients cannot carry the rate term; use dense embeddings gradients")
             gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-            self._add_gradient(self.parameters, gradients, factor)
+            bits = self._add_gradients(self.parameters, gradients, self._scales() * factor)
+            self._bits = lambda: bits
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
@@ -205,7 +154,7 @@ class RateConstraint:
         if self.active and self.apply != "gradient":
             if self.fit_to == "after":
                 self.fit()
-            if self.theta is not None:
+            if self.law.theta is not None:
                 self._take_step(optimizer)
         self.step += 1
 
@@ -215,30 +164,18 @@ class RateConstraint:
 
         With the same lambda, :class:`rdo.loss.RateTerm` gives the same bits.
         """
-        if self._in_backward is None or self._watch.changed():
+        if self._in_backward is None or self.law.changed():
             self._lam = self._scheduled_lam()
             self.fit()
-            self._watch.mark()
+            self.law.mark()
             self._in_backward = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.parameters[0].device)
             self.step += 1
         gradient = self.parameters[row].grad
-        if not self.active or gradient is None:
-            return
-        assert self.theta is not None
-        theta = self.theta[row] if self.theta.ndim == 2 else self.theta
-        # Lambda is rounded to float32, as where it multiplies a loss.
-        scale = self._scales(torch.float32)[row : row + 1]
-        weights, gradients = [self.parameters[row]], [gradient]
-        rates, family = self._in_backward, self.entropy_model
-        rates[row] = rdo_kernels.add_rate_gradient(
-            weights, gradients, family, self._sound(theta), self._sound(scale, 0.0)
-        )[0]
-        self._bits = lambda: rates
-
-    def follow(self, moments: Tensor) -> None:
-        """Take the moments of the covered weights, float64 [T, 5], from an optimizer that has just written them."""
-        self._moments = moments
-        self._watch.mark()
+        if self.active and gradient is not None:
+            # Lambda is rounded to float32, as where it multiplies a loss.
+            rates, scale = self._in_backward, self._scales(torch.float32)[row : row + 1]
+            rates[row] = self._add_gradients([self.parameters[row]], [gradient], scale, row)[0]
+            self._bits = lambda: rates
 
     @property
     def active(self) -> bool:
@@ -260,7 +197,7 @@ class RateConstraint:
     def report(self) -> RateReport:
         """What the last constrained step saw; waits for the device."""
         names = self.entropy_model.theta_names
-        theta = self._seen_theta() if self._seen_theta is not None else self.theta
+        theta = self._seen_theta() if self._seen_theta is not None else self.law.theta
         values = [math.nan] * len(names) if theta is None else theta.reshape(-1, len(names)).mean(0).tolist()
         bits = math.nan if self._bits is None else float(self._bits().sum()) / self.count
         lam = self._lam if self.lam_tensor is None else float(self.lam_tensor)
@@ -285,8 +222,7 @@ class RateConstraint:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state. The law is re-estimated from the weights, so the step and peak learning rates suffice."""
-        largest = {group: float(lr) for group, lr in self._largest_lr.items()}
-        return {"step": self.step, "lr_max": largest, "config": self._config()}
+        return {"step": self.step, "lr_max": self.learning_rates.state_dict(), "config": self._config()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume bit-exactly from :meth:`state_dict`.
@@ -301,7 +237,7 @@ class RateConstraint:
                     f"cannot resume: {key} was {value} when the state was saved and is {mine.get(key)} now"
                 )
         self.step = int(state["step"])
-        self._largest_lr = {int(group): float(lr) for group, lr in state["lr_max"].items()}
+        self.learning_rates.load_state_dict(state["lr_max"])
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -323,57 +259,34 @@ class RateConstraint:
 
     def _scales(self, rounded: torch.dtype = torch.float64) -> Tensor:
         """The factor of each tensor's slope, lambda in bits over N: float64 [T], on the weights' device."""
-        assert self.theta is not None
-        lam = torch.as_tensor(self._lam if self.lam_tensor is None else self.lam_tensor, dtype=rounded).to(self.theta)
-        factor = self.entropy_model.paper_factor(self.theta) if self.units == "paper" else self.theta.new_ones(())
+        theta = self.law.theta
+        assert theta is not None
+        lam = torch.as_tensor(self._lam if self.lam_tensor is None else self.lam_tensor, dtype=rounded).to(theta)
+        factor = self.entropy_model.paper_factor(theta) if self.units == "paper" else theta.new_ones(())
         return (factor * lam / self.count).expand(len(self.parameters))
 
-    def _add_gradient(self, weights: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
-        assert self.theta is not None
-        bits = rdo_kernels.add_rate_gradient(
-            weights, gradients, self.entropy_model, self._sound(self.theta), self._sound(self._scales() * factor, 0.0)
+    def _add_gradients(
+        self, weights: Sequence[Tensor], gradients: Sequence[Tensor], scales: Tensor, row: int | None = None
+    ) -> Tensor:
+        """Add the rate's gradients to those of all parameters, or of the one in ``row``; their rates in bits."""
+        theta, law = self.law.theta, self.law
+        assert theta is not None
+        theta = theta[row] if row is not None and theta.ndim == 2 else theta
+        return rdo_kernels.add_rate_gradient(
+            weights, gradients, self.entropy_model, law.sound(theta), law.sound(scales, 0.0)
         )
-        self._bits = lambda: bits
 
     def _take_step(self, optimizer: Optimizer) -> None:
         """Do the "decoupled" or "proximal" step, and keep the moments of what it wrote."""
-        assert self.theta is not None
-        theta, scales = self._sound(self.theta), self._scales()
+        law, family, scales = self.law, self.entropy_model, self._scales()
+        assert law.theta is not None
         if self.apply == "proximal" or self.scale_by_lr:
-            scales = scales * self._learning_rates(optimizer)
-        scales, family = self._sound(scales, 0.0), self.entropy_model
+            scales = scales * self.learning_rates.of(self.parameters, optimizer, as_share=self.scale_by_lr)
+        theta, scales = law.sound(law.theta), law.sound(scales, 0.0)
         if self.apply == "decoupled":
             bits, moments = rdo_kernels.subtract_rate_gradient(self.parameters, family, theta, scales)
         else:
             divisors = preconditioners_of(self.parameters, optimizer) if self.precondition else None
             bits, moments = rdo_kernels.proximal_step(self.parameters, family, theta, scales, divisors)
         self._bits = lambda: bits
-        self.follow(moments)
-
-    def _sound(self, values: Tensor, otherwise: float = 1.0) -> Tensor:
-        """The values, or another number for each if weights on a GPU are not finite, which the host learns later."""
-        if self._alarm is None or not values.is_cuda:
-            return values
-        return torch.where(self._alarm.flags[0] == 0, values, otherwise)
-
-    def largest_lr(self, optimizer: Optimizer) -> list[float | Tensor]:
-        """For each parameter group, the largest learning rate that any step had so far."""
-        for index, group in enumerate(optimizer.param_groups):
-            lr, known = group["lr"], self._largest_lr.get(index, 0.0)
-            if isinstance(lr, Tensor):
-                known = torch.as_tensor(known, dtype=torch.float64, device=lr.device)
-                self._largest_lr[index] = torch.maximum(known, lr.to(torch.float64))
-            else:
-                self._largest_lr[index] = max(float(known), float(lr))
-        return [self._largest_lr[index] for index in range(len(optimizer.param_groups))]
-
-    def _learning_rates(self, optimizer: Optimizer) -> Tensor:
-        """The learning rate of each covered parameter, or its share of the largest (``scale_by_lr``): float64 [T]."""
-        groups, device = optimizer.param_groups, self.parameters[0].device
-        rates = [torch.as_tensor(group["lr"], dtype=torch.float64, device=device) for group in groups]
-        largest = self.largest_lr(optimizer)
-        if self.scale_by_lr:
-            tops = [torch.as_tensor(top, dtype=torch.float64, device=device) for top in largest]
-            rates = [torch.where(top > 0.0, rate / top, 1.0) for rate, top in zip(rates, tops, strict=True)]
-        member = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
-        return torch.stack(rates)[[member[id(parameter)] for parameter in self.parameters]]
+        law.follow(moments)

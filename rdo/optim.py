@@ -100,9 +100,11 @@ class RateAdamW(Optimizer):
             )
         except NotFiniteError as error:
             rows = {id(parameter): row for row, parameter in enumerate(constraint.parameters)}
-            raise constraint.non_finite([rows[id(parameters[row])] for row in error.rows]) from None
+            raise constraint.law.non_finite(
+                [rows[id(parameters[row])] for row in error.rows], constraint.step
+            ) from None
         if separate:
-            constraint.follow(fused.moments())
+            constraint.law.follow(fused.moments())
             constraint.after_step(self)
         else:
             constraint.finish(fused.bits, fused.theta)
@@ -122,7 +124,7 @@ class RateAdamW(Optimizer):
 
     def _largest_lr(self) -> list[float | Tensor]:
         """Only asked for where it is used, so that a tensor is not computed in vain."""
-        return self.rate.largest_lr(self) if self.rate.scale_by_lr else [1.0] * len(self.param_groups)
+        return self.rate.learning_rates.largest(self) if self.rate.scale_by_lr else [1.0] * len(self.param_groups)
 
     def _taking_part(self) -> list[Tensor]:
         """Parameters to update, in order; covered ones without a gradient get one of zeros."""

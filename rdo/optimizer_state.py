@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,6 +23,43 @@ def gradient_scale(optimizer: Optimizer) -> float | Tensor:
     """What a GradScaler multiplied the gradients by and leaves to this fused optimizer to divide out; else 1."""
     scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else scale
+
+
+class LearningRates:
+    """Learning rates of an optimizer's groups, which may be tensors, and the largest that each ever had."""
+
+    def __init__(self) -> None:
+        self._largest: dict[int, float | Tensor] = {}
+
+    def largest(self, optimizer: Optimizer) -> list[float | Tensor]:
+        """For each parameter group, the largest learning rate that any step had so far, this one included."""
+        for index, group in enumerate(optimizer.param_groups):
+            lr, known = group["lr"], self._largest.get(index, 0.0)
+            if isinstance(lr, Tensor):
+                known = torch.as_tensor(known, dtype=torch.float64, device=lr.device)
+                self._largest[index] = torch.maximum(known, lr.to(torch.float64))
+            else:
+                self._largest[index] = max(float(known), float(lr))
+        return [self._largest[index] for index in range(len(optimizer.param_groups))]
+
+    def of(self, parameters: Sequence[Tensor], optimizer: Optimizer, *, as_share: bool) -> Tensor:
+        """The learning rate of each parameter, or its share of the largest: float64 [T], on their device."""
+        groups, device = optimizer.param_groups, parameters[0].device
+        rates = [torch.as_tensor(group["lr"], dtype=torch.float64, device=device) for group in groups]
+        largest = self.largest(optimizer)
+        if as_share:
+            tops = [torch.as_tensor(top, dtype=torch.float64, device=device) for top in largest]
+            rates = [torch.where(top > 0.0, rate / top, 1.0) for rate, top in zip(rates, tops, strict=True)]
+        member = {id(parameter): index for index, group in enumerate(groups) for parameter in group["params"]}
+        return torch.stack(rates)[[member[id(parameter)] for parameter in parameters]]
+
+    def state_dict(self) -> dict[int, float]:
+        """The largest learning rate of each group."""
+        return {index: float(lr) for index, lr in self._largest.items()}
+
+    def load_state_dict(self, state: Mapping[Any, float]) -> None:
+        """Go on from :meth:`state_dict`, of which JSON makes strings of the keys."""
+        self._largest = {int(index): float(lr) for index, lr in state.items()}
 
 
 def preconditioners_of(parameters: list[Tensor], optimizer: Optimizer) -> list[rdo_kernels.Preconditioner]:

@@ -26,6 +26,7 @@ int16_at = _cast(types.CPointer(types.int16), types.int64, "inttoptr")  # type: 
 int32_at = _cast(types.CPointer(types.int32), types.int64, "inttoptr")  # type: ignore[no-untyped-call]
 int64_at = _cast(types.CPointer(types.int64), types.int64, "inttoptr")  # type: ignore[no-untyped-call]
 float32_at = _cast(types.CPointer(types.float32), types.int64, "inttoptr")  # type: ignore[no-untyped-call]
+float64_at = _cast(types.CPointer(types.float64), types.int64, "inttoptr")  # type: ignore[no-untyped-call]
 bits_of = _cast(types.int32, types.float32, "bitcast")
 float_of = _cast(types.float32, types.int32, "bitcast")
 
@@ -82,6 +83,17 @@ def _trailing_zeros(typing_context: Any, mask: Any) -> Any:
     return types.int64(types.uint64), build
 
 
+def _mark_caller(typing_context: Any) -> Any:
+    """Keep the compiler from inlining the function that calls this."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+never_inline: Any = intrinsic(_mark_caller)
 fetch_add: Any = intrinsic(_fetch_add)
 mask_equal: Any = intrinsic(_mask_equal)
 ones: Any = intrinsic(_ones)

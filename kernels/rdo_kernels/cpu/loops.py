@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, float32, int32, njit, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
 
 from rdo_kernels.chunks import COUNT, FIRST, TENSOR
+from rdo_kernels.cpu.intrinsics import bits_of, fetch_add, float32_at, float64_at, float_of, int64_at, never_inline
 from rdo_kernels.types import APPLY
 
 # Sums may be reordered into vector lanes, always in the same way. NaN keeps its meaning.
@@ -35,59 +35,13 @@ _RUN = 512
 """Weights whose float32 lanes are summed before they enter a float64 sum."""
 
 
-def _cast(signature: Any, instruction: str) -> Any:
-    """A compiled function that only changes the type of its argument."""
-
-    def typed(typing_context: Any, value: Any) -> Any:
-        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return getattr(builder, instruction)(arguments[0], context.get_value_type(signature.return_type))
-
-        return signature, build
-
-    return intrinsic(typed)
-
-
-_pointer = _cast(types.CPointer(types.float32)(types.int64), "inttoptr")  # type: ignore[no-untyped-call]
-_integers = _cast(types.CPointer(types.int64)(types.int64), "inttoptr")  # type: ignore[no-untyped-call]
-_doubles = _cast(types.CPointer(types.float64)(types.int64), "inttoptr")  # type: ignore[no-untyped-call]
-_bits_of = _cast(types.int32(types.float32), "bitcast")
-_float_of = _cast(types.float32(types.int32), "bitcast")
-
-
-def _atomic_increment(typing_context: Any, address: Any) -> Any:
-    """Add 1 to the int64 at an address and return what it was; threads never get the same."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer = context.get_value_type(types.int64)
-        pointer = builder.inttoptr(arguments[0], integer.as_pointer())
-        return builder.atomic_rmw("add", pointer, integer(1), "monotonic")
-
-    return types.int64(types.int64), build
-
-
-_next: Any = intrinsic(_atomic_increment)
-
-
-def _mark_caller(typing_context: Any) -> Any:
-    """Keep the compiler from inlining the function that calls this."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
-
-    return types.void(), build
-
-
-_never_inline: Any = intrinsic(_mark_caller)
-
-
 @njit(**_OPTIONS)
 def _log2(x):  # type: ignore[no-untyped-def]
     """log2 of a positive normal float32, to a few units in the last place: 2 artanh((m - 1) / (m + 1)) / ln 2 + e."""
-    bits = _bits_of(x)
+    bits = bits_of(x)
     # Every integer is cast back: numba computes in 64 bits, at half the vector width.
     exponent = int32(int32(bits - int32(0x3F3504F3)) >> int32(23))  # so that m is in [sqrt(1/2), sqrt(2))
-    m = _float_of(int32(bits - int32(exponent << int32(23))))
+    m = float_of(int32(bits - int32(exponent << int32(23))))
     s = (m - float32(1.0)) / (m + float32(1.0))
     t = s * s
     series = float32(0.32059890) * t + float32(0.41219858)
@@ -102,7 +56,7 @@ def _exp2(x):  # type: ignore[no-untyped-def]
     """2^x in float32, 0 below 2^-126 and infinity from 2^127.5: Taylor's series around the nearest integer."""
     x = min(max(x, float32(-127.0)), float32(128.0))
     shifted = x + float32(12582912.0)  # 1.5 * 2^23: the sum's low bits are the rounded x
-    k = int32(_bits_of(shifted) - int32(0x4B400000))
+    k = int32(bits_of(shifted) - int32(0x4B400000))
     f = (x - float32(k)) * float32(0.69314718)
     series = float32(1.0 / 5040.0) * f + float32(1.0 / 720.0)
     series = series * f + float32(1.0 / 120.0)
@@ -111,7 +65,7 @@ def _exp2(x):  # type: ignore[no-untyped-def]
     series = series * f + float32(0.5)
     series = series * f + float32(1.0)
     series = series * f + float32(1.0)
-    return series * _float_of(int32(int32(k + int32(127)) << int32(23)))
+    return series * float_of(int32(int32(k + int32(127)) << int32(23)))
 
 
 @njit(**_OPTIONS)
@@ -160,7 +114,7 @@ def _shrink(weights, powers, factor):  # type: ignore[no-untyped-def]
 @njit(**_OPTIONS)
 def _add_sums(weights, sums):  # type: ignore[no-untyped-def]
     """Add sum |w|, sum w^2 and zeros to ``sums`` and raise its max |w|; NaN and infinity propagate."""
-    _never_inline()  # or the order of the sums would depend on the caller
+    never_inline()  # or the order of the sums would depend on the caller
     sum_abs = 0.0
     sum_sq = 0.0
     zeros = 0
@@ -171,11 +125,11 @@ def _add_sums(weights, sums):  # type: ignore[no-untyped-def]
         sum_abs += value
         sum_sq += value * value
         zeros += int(magnitude == float32(0.0))
-        largest = max(largest, _bits_of(magnitude))
+        largest = max(largest, bits_of(magnitude))
     sums[0] += sum_abs
     sums[1] += sum_sq
     sums[2] += zeros
-    top = np.float64(_float_of(largest))
+    top = np.float64(float_of(largest))
     if top > sums[3] or top != top:
         sums[3] = top
 
@@ -184,7 +138,7 @@ def _add_sums(weights, sums):  # type: ignore[no-untyped-def]
 def _at(chunks, addresses, row, group):  # type: ignore[no-untyped-def]
     """The float32 of a chunk in one of the groups of tensors."""
     chunk = chunks[row]
-    return carray(_pointer(addresses[chunk[TENSOR], group] + 4 * chunk[FIRST]), chunk[COUNT])
+    return carray(float32_at(addresses[chunk[TENSOR], group] + 4 * chunk[FIRST]), chunk[COUNT])
 
 
 @njit(**_OPTIONS)
@@ -315,15 +269,15 @@ def work(pointer):  # type: ignore[no-untyped-def]
     """
     job = carray(pointer, 14)
     rows, action, option, tensors = job[1], job[2], job[3], job[4]
-    chunks = carray(_integers(job[8]), (rows, 3))
-    addresses = carray(_integers(job[9]), (tensors, job[5]))
-    laws = carray(_doubles(job[10]), (tensors, job[6]))
-    settings = carray(_doubles(job[11]), (tensors, job[7]))
-    bits = carray(_doubles(job[12]), rows)
-    sums = carray(_doubles(job[13]), (rows, 4))
+    chunks = carray(int64_at(job[8]), (rows, 3))
+    addresses = carray(int64_at(job[9]), (tensors, job[5]))
+    laws = carray(float64_at(job[10]), (tensors, job[6]))
+    settings = carray(float64_at(job[11]), (tensors, job[7]))
+    bits = carray(float64_at(job[12]), rows)
+    sums = carray(float64_at(job[13]), (rows, 4))
     start = job.ctypes.data
     while True:
-        row = _next(start)
+        row = fetch_add(start, 1)
         if row >= rows:
             break
         one = slice(row, row + 1)
