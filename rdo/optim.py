@@ -66,6 +66,7 @@ class RateAdamW(Optimizer):
             rate.warn_of_lost_steps()
         self._fused: FusedAdamW | None = None
         self._members: list[int] = []
+        self._covered = {id(parameter) for parameter in rate.parameters}
         given = {id(parameter) for group in self.param_groups for parameter in group["params"]}
         missing = [name for name, p in zip(rate.names, rate.parameters, strict=True) if id(p) not in given]
         if missing:
@@ -128,12 +129,11 @@ class RateAdamW(Optimizer):
 
     def _taking_part(self) -> list[Tensor]:
         """Parameters to update, in order; covered ones without a gradient get one of zeros."""
-        covered = {id(parameter) for parameter in self.rate.parameters}
         parameters: list[Tensor] = []
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
-                    if id(parameter) not in covered:
+                    if id(parameter) not in self._covered:
                         continue
                     parameter.grad = torch.zeros_like(parameter)
                 elif parameter.grad.is_sparse:
@@ -163,7 +163,6 @@ class RateAdamW(Optimizer):
             steps,
         )
         constraint = self.rate
-        covered = {id(parameter) for parameter in constraint.parameters}
         follows = "lr" if constraint.apply == "proximal" else FOLLOWS[2] if constraint.scale_by_lr else "nothing"
         term = Term(
             constraint.entropy_model,
@@ -171,7 +170,7 @@ class RateAdamW(Optimizer):
             follows,
             constraint.pooling == "global",
             constraint.units == "paper",
-            [id(parameter) in covered for parameter in parameters],
+            [id(parameter) in self._covered for parameter in parameters],
         )
         group_of = {id(p): index for index, group in enumerate(self.param_groups) for p in group["params"]}
         gradients = [cast(Tensor, parameter.grad) for parameter in parameters]

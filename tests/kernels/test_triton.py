@@ -35,19 +35,23 @@ def test_in_the_interpreter(interpreted: dict[str, str], name: str) -> None:
 
 
 def test_a_family_of_another_package_gets_every_kernel() -> None:
-    """With one device function, through all checks, in the interpreter."""
+    """With one device function, through all checks that involve a law, in the interpreter."""
     script = """
 import json, torch
 from rdo_harness import kernel_checks
 from rdo_harness.kernel_checks import samples
 from tests.kernels.logistic import Logistic
 samples.LAWS[:] = [(Logistic(), [0.02])]
+for name in [name for name, check in samples.CHECKS.items() if not check.__module__.endswith((".rate", ".adamw"))]:
+    del samples.CHECKS[name]
 print(json.dumps(kernel_checks.run(torch.device("cpu"), "triton")))
 """
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    assert json.loads(done.stdout) == dict.fromkeys(CHECKS, "")
+    results = json.loads(done.stdout)
+    assert len(results) >= 10
+    assert not any(results.values()), results
 
 
 @pytest.mark.parametrize("backend", ["blocks", "compiled"])

@@ -64,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for workload in workloads:
         generator = torch.Generator(device=device).manual_seed(0)
         weights = [0.05 * torch.randn(size, device=device, generator=generator) for size in rate.sizes_of(workload)]
-        for operations in (rate.operations, quantize.operations):  # one after the other: each holds its own tensors
-            timings += measure(operations(weights), weights, bandwidth, arguments.repeats)
+        try:
+            for operations in (rate.operations, quantize.operations):  # in turn: each holds tensors of its own
+                timings += measure(operations(weights), weights, bandwidth, arguments.repeats)
+        except torch.OutOfMemoryError as error:
+            print(f"{workload}: the rest of it does not fit here: {error}", file=sys.stderr)
         del weights
     _print(timings)
     decoding = decode.measure(device, bandwidth, arguments.repeats, median_milliseconds, arguments.symbols)

@@ -15,10 +15,11 @@ from rdo_kernels import APPLY, AdamW
 def adamw_steps_follow_float64(device: torch.device, backend: str | None) -> None:
     """Three steps of each application against the formulas, over one launch of tensors with and without the rate.
 
-    Laws that are nearly singular at zero are left out: there the rounding of a weight decides its slope.
+    Laws that are nearly singular at zero are left out: there the rounding of a weight decides its slope. Of the others
+    every second is enough: each is compared slope by slope elsewhere.
     """
     settings = AdamW(lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-3, weight_decay=0.1, step=1)
-    for family, values in [law for law in LAWS if getattr(law[0], "eps", 1.0) > 1e-3]:
+    for family, values in [law for law in LAWS if getattr(law[0], "eps", 1.0) > 1e-3][::2]:
         theta = theta_of(values)
         for apply in APPLY:
             tensors, gradients = [weights(c, device) for c in COUNTS], [weights(c, device, seed=1) for c in COUNTS]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import triton
 from torch import Tensor
 
 from rdo_kernels.alarm import Alarm, capturing
+from rdo_kernels.chunks import address_table
 from rdo_kernels.fused import FOLLOWS, Control, NotFiniteError, Tensors, Term, Watch, pooled
 from rdo_kernels.gpu.adamw import FACTORS, launch
 from rdo_kernels.gpu.launch import Addresses, device_function, geometry, interpreting
@@ -57,13 +57,14 @@ class DeviceAdamW:
         overflow: Tensor | None = None,
     ) -> None:
         held = capturing(self._laws.device)
+        changed = held or self._watch.changed()
         if not held:
             self._raise_alarm()
-            if self._watch.changed():
+            if changed:
                 self._look_again()
         self._set(controls, lam)
         self._prepare(loss_scale, overflow)
-        places = self._addresses.of(self._side_by_side(gradients), held)
+        places = self._addresses.of(self._side_by_side(gradients), gradients, changed, held)
         laws, term = self._laws, self._term
         launch(self._cut, places, self._factors, laws, self._partials, self._sums, term.family, term.apply)
         torch.autograd.graph.increment_version(self._tensors.written())
@@ -167,26 +168,27 @@ class DeviceAdamW:
 
 
 class _Places:
-    """The table of addresses, of which only a gradient's ever change."""
+    """The table of addresses, of which in most steps only those of gradients can have changed."""
 
     def __init__(self, tensors: int, groups: int, device: torch.device) -> None:
         self._now: list[int] = []
-        self._host = np.empty((tensors, groups), np.int64)
         self._table = torch.empty(tensors, groups, dtype=torch.int64, device=device)
         self._aligned = False
         self._pinned: Tensor | None = None
         self._held: list[Tensor] = []
 
-    def of(self, groups: Sequence[Sequence[Tensor]], held: bool) -> Addresses:
+    def of(
+        self, groups: Sequence[Sequence[Tensor]], gradients: Sequence[Tensor], changed: bool, held: bool
+    ) -> Addresses:
         cuda = self._table.is_cuda
         if cuda and not held and self._pinned is None:
             self._pinned = torch.empty_like(self._table, device="cpu", pin_memory=True)
-        now = [tensor.data_ptr() for group in groups for tensor in group]
-        if now != self._now or held:
+        now = [gradient.data_ptr() for gradient in gradients]
+        if changed or now != self._now:
             self._now = now
-            self._host = np.array(now, np.int64).reshape(len(groups), -1).T.copy()
-            self._aligned = not bool((self._host % 16).any())
-            self._upload(torch.from_numpy(self._host), held)
+            table = address_table(groups)
+            self._aligned = not bool((table % 16).any())
+            self._upload(torch.from_numpy(table), held)
         return Addresses(self._table, self._aligned)
 
     def _upload(self, table: Tensor, held: bool) -> None:
