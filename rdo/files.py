@@ -35,21 +35,28 @@ def atomic_write(path: str | os.PathLike[str], needed_bytes: int) -> Iterator[Bi
         raise CheckpointError(f"cannot write {path}: it exists and is not a regular file; choose another name")
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise CheckpointError(
-                f"cannot write {path}: {error.strerror}; it needs {needed_bytes:,} bytes in {target.parent}; "
-                "what was there before is unchanged"
-            ) from error
-        raise
+        with explain_full_disk(target.parent, f"cannot write {path}: it needs {needed_bytes:,} bytes"):
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     _flush_directory(target.parent)
+
+
+@contextmanager
+def explain_full_disk(directory: Path, what: str = "cannot write") -> Iterator[None]:
+    """Turn the errors of a full disk or quota into a CheckpointError; others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise CheckpointError(
+                f"{what}: {error.strerror} in {directory}; make room there; what was there before is unchanged"
+            ) from error
+        raise
 
 
 def _flush_directory(path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rdo.checkpoint.container import dtype_name
-from rdo.checkpoint.manifest import Manifest, Record
+from rdo.checkpoint.manifest import INDEX_BYTES, Manifest, Record
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class TensorInfo:
     stored_dtype: str | None = None
     tied_to: str | None = None
     table_bytes: int = 0
+    index_bytes: int = 0
     payload_bytes: int = 0
     scale_bytes: int = 0
     raw_bytes: int = 0
@@ -38,7 +39,7 @@ class TensorInfo:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the file that belong to this tensor alone; its share of the header is not among them."""
-        return self.table_bytes + self.payload_bytes + self.scale_bytes + self.raw_bytes
+        return self.table_bytes + self.index_bytes + self.payload_bytes + self.scale_bytes + self.raw_bytes
 
     @property
     def bits_per_parameter(self) -> float:
@@ -50,11 +51,13 @@ class TensorInfo:
 class CheckpointInfo:
     """A compressed checkpoint's tensors and totals.
 
-    ``header_bytes + table_bytes + payload_bytes + scale_bytes + raw_bytes == file_bytes``, always.
+    ``header_bytes + table_bytes + index_bytes + payload_bytes + scale_bytes + raw_bytes == file_bytes``, always.
 
     Attributes:
         parameters: elements of all stored tensors, integers included, tied ones once.
         coded_parameters: those of them that are entropy-coded.
+        index_bytes: lengths and checksums of the segments.
+        header_bytes: all that belongs to no tensor alone; the checksums of raw tensors and of the file are among it.
     """
 
     tensors: tuple[TensorInfo, ...]
@@ -64,6 +67,7 @@ class CheckpointInfo:
     coded_parameters: int
     header_bytes: int
     table_bytes: int
+    index_bytes: int
     payload_bytes: int
     scale_bytes: int
     raw_bytes: int
@@ -76,8 +80,8 @@ class CheckpointInfo:
 
     @property
     def coded_bits_per_parameter(self) -> float:
-        """Bits per coded parameter: tables, payloads and scales, without the header."""
-        coded = self.table_bytes + self.payload_bytes + self.scale_bytes
+        """Bits per coded parameter: tables, indices, payloads and scales, without the header."""
+        coded = self.table_bytes + self.index_bytes + self.payload_bytes + self.scale_bytes
         return 8.0 * coded / self.coded_parameters if self.coded_parameters else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -101,7 +105,9 @@ def build_info(manifest: Manifest, stream_bytes: dict[str, int], file_bytes: int
     def total(column: str) -> int:
         return sum(getattr(tensor, column) for tensor in stored)
 
-    parts = {column: total(column) for column in ("table_bytes", "payload_bytes", "scale_bytes", "raw_bytes")}
+    parts = {
+        column: total(column) for column in ("table_bytes", "index_bytes", "payload_bytes", "scale_bytes", "raw_bytes")
+    }
     return CheckpointInfo(
         tensors=tensors,
         version=manifest.version,
@@ -124,6 +130,8 @@ def _tensor_info(manifest: Manifest, name: str, stream_bytes: dict[str, int]) ->
     if group.stored is not None:
         raw_bytes, stored = record.numel * group.stored.itemsize, dtype_name(group.stored)
         return TensorInfo(name, "raw", dtype, record.size, record.numel, stored_dtype=stored, raw_bytes=raw_bytes)
+    scale_bytes = 4 * record.steps
+    index_bytes = INDEX_BYTES * record.segments if manifest.version > 2 else 0
     return TensorInfo(
         name,
         "coded",
@@ -134,6 +142,10 @@ def _tensor_info(manifest: Manifest, name: str, stream_bytes: dict[str, int]) ->
         quantizer=group.quantizer,
         steps=record.steps,
         table_bytes=record.table_bytes,
-        payload_bytes=stream_bytes[name] - record.table_bytes,
-        scale_bytes=4 * record.steps,
+        index_bytes=index_bytes,
+        payload_bytes=stream_bytes[name]
+        - record.table_bytes
+        - index_bytes
+        - (scale_bytes if manifest.version > 2 else 0),
+        scale_bytes=scale_bytes,
     )

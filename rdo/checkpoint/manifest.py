@@ -12,13 +12,21 @@ from typing import Any
 import torch
 
 from rdo.checkpoint.container import DTYPES, dtype_name
+from rdo.coders.segments import SIZES_LOG2
 from rdo.errors import CheckpointError, CorruptCheckpointError, UnsupportedVersionError
 
 FORMAT = "rdo-checkpoint"
-VERSION = 2
-"""Of the files that are written. Version 1 had other bitstreams, see rdo.coders.version1."""
-KEY, CHECKSUM_KEY = "rdo", "rdo_crc32"
-STEPS = "::steps"
+VERSION = 3
+"""Of the files that are written. Earlier ones had other bitstreams and checksums: rdo.checkpoint.older."""
+KEY = "rdo"
+OLD_CHECKSUM_KEY = "rdo_crc32"
+"""Of the manifest, in versions 1 and 2, which had no seal."""
+OLD_STEPS = "::steps"
+RAW_CHECKSUMS = "::raw_crc32c"
+RAW_PIECE = 1 << 20
+"""Bytes of a raw tensor that share a checksum."""
+INDEX_BYTES = 8
+"""Of a segment in the index: its length and its CRC-32C."""
 _CODED, _RAW = "::stream", "::raw"
 _MAX_EXTENT = 2**62
 
@@ -53,14 +61,17 @@ class Record:
     Attributes:
         steps: number of quantisation steps: 1, or one per row; 0 in a raw group.
         table_bytes: length of the coder's table at the start of the stream; 0 in a raw group.
-        crc32: zlib.crc32 of the stream followed by the steps, or of the raw bytes, as they are in the file.
+        segment_log2: 2^this symbols are a segment; 0 in a raw group, and in version 1 and 2.
+        checksum: CRC-32C of the head of the stream; 0 in a raw group. In versions 1 and 2 zlib.crc32 of the stream
+            followed by the steps, or of the raw bytes.
     """
 
     group: Group
     size: tuple[int, ...]
-    steps: int
-    table_bytes: int
-    crc32: int
+    steps: int = 0
+    table_bytes: int = 0
+    segment_log2: int = 0
+    checksum: int = 0
 
     @property
     def numel(self) -> int:
@@ -69,6 +80,21 @@ class Record:
     @property
     def coded(self) -> bool:
         return self.group.stored is None
+
+    @property
+    def segments(self) -> int:
+        """Number of segments of the stream, from version 3 on."""
+        return -(-self.numel >> self.segment_log2) if self.coded else 0
+
+    @property
+    def head_bytes(self) -> int:
+        """What precedes the segments in the stream, from version 3 on: the table, the steps, and the index."""
+        return self.table_bytes + 4 * self.steps + INDEX_BYTES * self.segments
+
+    @property
+    def pieces(self) -> int:
+        """Number of checksums of a raw tensor, from version 3 on."""
+        return 0 if self.group.stored is None else -(-self.numel * self.group.stored.itemsize // RAW_PIECE)
 
 
 @dataclass(frozen=True)
@@ -84,7 +110,7 @@ class Manifest:
         return {name: record for name, record in self.tensors.items() if isinstance(record, Record)}
 
     def to_metadata(self) -> dict[str, str]:
-        """The metadata of the safetensors file: the JSON and its checksum."""
+        """The metadata of the safetensors file: the JSON."""
         groups: list[Config] = []
         rows: dict[str, Any] = {}
         for name, record in self.tensors.items():
@@ -94,11 +120,11 @@ class Manifest:
             described = record.group.to_json()
             if described not in groups:
                 groups.append(described)
-            coding = [record.steps, record.table_bytes] if record.coded else []
-            rows[name] = [groups.index(described), list(record.size), *coding, record.crc32]
+            coding = [record.steps, record.table_bytes, record.segment_log2, record.checksum] if record.coded else []
+            rows[name] = [groups.index(described), list(record.size), *coding]
         content = {"format": FORMAT, "version": self.version, "writer": self.writer, "groups": groups, "tensors": rows}
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return {KEY: text, CHECKSUM_KEY: f"{zlib.crc32(text.encode()):08x}"}
+        return {KEY: text}
 
 
 def entry_name(name: str, record: Record) -> str:
@@ -108,21 +134,21 @@ def entry_name(name: str, record: Record) -> str:
     return name + _RAW if "::" in name or name == "__metadata__" else name
 
 
-def parse_metadata(metadata: Mapping[str, str], where: str) -> Manifest:
-    """Read and check the manifest of a file; ``where`` starts every message.
+def parse_metadata(metadata: Mapping[str, str], where: str, *, sealed: bool) -> Manifest:
+    """Read and check the manifest of a file; ``where`` starts every message. The seal, if any, fits the header.
 
     Raises:
         CheckpointError: the file is no compressed checkpoint.
         CorruptCheckpointError: the manifest is damaged or contradicts itself.
         UnsupportedVersionError: a newer rdo wrote it.
     """
-    if KEY not in metadata or CHECKSUM_KEY not in metadata:
+    if KEY not in metadata:
         raise CheckpointError(
-            f"{where}: no compressed checkpoint: its metadata has no {KEY!r} and {CHECKSUM_KEY!r}; a plain safetensors "
-            "file is compressed with `rdo compress`"
+            f"{where}: no compressed checkpoint: its metadata has no {KEY!r}; a plain safetensors file is compressed "
+            "with `rdo compress`"
         )
     text = metadata[KEY]
-    if metadata[CHECKSUM_KEY] != f"{zlib.crc32(text.encode()):08x}":
+    if not sealed and metadata.get(OLD_CHECKSUM_KEY) != f"{zlib.crc32(text.encode()):08x}":
         raise CorruptCheckpointError(f"{where}: the header is damaged (wrong checksum); fetch or write the file again")
     try:
         content = json.loads(text, object_pairs_hook=_unique)
@@ -134,11 +160,12 @@ def parse_metadata(metadata: Mapping[str, str], where: str) -> Manifest:
                 f"{where}: format version {version}, written by {content.get('writer')!r}; this rdo reads up to "
                 f"version {VERSION}: upgrade rdo"
             )
+        _need(sealed == (version > 2), f"version {version} {'with' if sealed else 'without'} a seal")
         _need(isinstance(content.get("writer"), str), "no writer")
         _need(isinstance(content.get("groups"), list), "no list of groups")
         _need(isinstance(content.get("tensors"), dict), "no table of tensors")
         groups = [_group(group, f"group {index}") for index, group in enumerate(content["groups"])]
-        tensors = {name: _record(row, groups, f"tensor {name!r}") for name, row in content["tensors"].items()}
+        tensors = {name: _record(row, groups, version, f"tensor {name!r}") for name, row in content["tensors"].items()}
         for name, owner in tensors.items():
             if isinstance(owner, str):
                 _need(
@@ -187,19 +214,25 @@ def _dtype(name: Any, where: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _record(row: Any, groups: list[Group], where: str) -> Record | str:
+def _record(row: Any, groups: list[Group], version: int, where: str) -> Record | str:
     if isinstance(row, str):
         return row
-    _need(isinstance(row, list) and len(row) in (3, 5), f"{where}: not a row of 3 or 5 values")
+    _need(isinstance(row, list) and len(row) >= 2, f"{where}: not a row")
     _need(_is_count(row[0]) and row[0] < len(groups), f"{where}: no group {row[0]!r}")
-    group, size = groups[row[0]], row[1]
-    _need(len(row) == (3 if group.stored is not None else 5), f"{where}: the row does not suit its group")
+    group, size, numbers = groups[row[0]], row[1], row[2:]
     _need(isinstance(size, list) and all(map(_is_count, size)), f"{where}: bad size")
-    _need(all(map(_is_count, row[2:])) and row[-1] < 2**32, f"{where}: bad numbers")
     _need(len(size) <= 64 and math.prod(size) <= _MAX_EXTENT, f"{where}: too large")
-    steps, table_bytes = (0, 0) if group.stored is not None else row[2:4]
-    record = Record(group, tuple(size), steps, table_bytes, row[-1])
+    columns = ["steps", "table_bytes"] if group.stored is None else []
+    columns += ["segment_log2"] if group.stored is None and version > 2 else []
+    columns += ["checksum"] if group.stored is None or version < 3 else []
+    _need(len(numbers) == len(columns) and all(map(_is_count, numbers)), f"{where}: the row does not suit its group")
+    record = Record(group, tuple(size), **dict(zip(columns, numbers, strict=True)))
+    _need(record.checksum < 2**32, f"{where}: bad checksum")
     if record.coded:
         _need(record.numel > 0, f"{where}: an empty tensor cannot be coded")
-        _need(steps > 0 and record.numel % steps == 0, f"{where}: {steps} steps for {record.numel} weights")
+        _need(
+            record.steps > 0 and record.numel % record.steps == 0,
+            f"{where}: {record.steps} steps for {record.numel} weights",
+        )
+        _need(version < 3 or record.segment_log2 in SIZES_LOG2, f"{where}: segments of 2^{record.segment_log2} symbols")
     return record

@@ -10,23 +10,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rdo.checkpoint.container import (
-    CODES,
-    Bytes,
-    Container,
-    Entry,
-    bytes_of,
-    checksum,
-    open_safetensors,
-    write_safetensors,
-)
+from rdo.checkpoint.container import CODES, Container, Entry, bytes_of, open_safetensors, write_safetensors
 from rdo.checkpoint.info import CheckpointInfo, build_info
-from rdo.checkpoint.manifest import STEPS, Manifest, Record, entry_name, parse_metadata
-from rdo.checkpoint.threads import in_threads
-from rdo.coders import Bitstream, coder_from_config
-from rdo.coders.base import Decoder
-from rdo.coders.version1 import decoder_of_version_1
-from rdo.errors import CheckpointError, ConfigError, CorruptCheckpointError, RdoError, UnknownNameError
+from rdo.checkpoint.manifest import Manifest, Record, entry_name, parse_metadata
+from rdo.checkpoint.older import OlderLayout
+from rdo.checkpoint.sealed import Expected, SealedLayout
+from rdo.checkpoint.threads import Progress, for_each
+from rdo.coders import EntropyCoder, coder_from_config
+from rdo.coders.base import Symbols
+from rdo.coders.segments import Stream
+from rdo.errors import CheckpointError, CoderError, ConfigError, CorruptCheckpointError, UnknownNameError
 from rdo.quantizers import QuantizedTensor
 
 T = TypeVar("T")
@@ -41,7 +34,11 @@ def default_output_limit(file_bytes: int) -> int:
 
 
 def load_compressed(
-    path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, max_output_bytes: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    max_output_bytes: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Read every tensor of a compressed checkpoint, in the order in which they were saved, on the CPU.
 
@@ -50,6 +47,7 @@ def load_compressed(
         dtype: data type of all floating-point tensors; default the one that each had when it was saved.
         max_output_bytes: refuse files whose tensors would take more memory than this. A few bytes can stand for any
             number of equal weights, so a limit is always in force; the default is :func:`default_output_limit`.
+        progress: is called, from any thread, with the number of weights done since it was last called.
 
     Returns:
         Tensors by name. Coded ones are exactly ``symbols * step``. Tied ones are one object.
@@ -65,7 +63,7 @@ def load_compressed(
         raise ConfigError(f"dtype must be a floating-point type such as torch.bfloat16, got {dtype}")
     with open_compressed(path) as file:
         file.check_output(dtype, max_output_bytes)
-        return file.with_tied(dict(in_threads(lambda name: (name, file.tensor(name, dtype)), file.records)))
+        return file.with_tied(for_each(lambda name: file.tensor(name, dtype), file.sizes, progress))
 
 
 def load_quantized(
@@ -78,8 +76,7 @@ def load_quantized(
     """
     with open_compressed(path) as file:
         file.check_output(torch.float32, max_output_bytes)
-        coded = [name for name, record in file.records.items() if record.coded]
-        quantized = dict(zip(coded, in_threads(file.quantized, coded), strict=True))
+        quantized = for_each(file.quantized, {name: n for name, n in file.sizes.items() if file.records[name].coded})
         raw = {name: file.tensor(name) for name, record in file.records.items() if not record.coded}
         return file.with_tied(quantized), file.with_tied(raw)
 
@@ -113,16 +110,20 @@ class CompressedFile:
     def __init__(self, container: Container) -> None:
         self._container = container
         self.path = container.path
-        self.manifest: Manifest = parse_metadata(container.metadata, str(container.path))
+        self.manifest: Manifest = parse_metadata(container.metadata, str(container.path), sealed=container.sealed)
         self.records: dict[str, Record] = self.manifest.records()
+        self.sizes = {name: record.numel for name, record in self.records.items()}
         self.owners = {name: rec if isinstance(rec, str) else name for name, rec in self.manifest.tensors.items()}
+        version = self.manifest.version
+        self._layout: SealedLayout | OlderLayout = (
+            SealedLayout(container, self.records) if version > 2 else OlderLayout(container, self.records, version)
+        )
         lengths = self._check_entries()
         self.info = build_info(self.manifest, lengths, container.file_bytes)
-        self._decoders: dict[int, Decoder] = {}
+        self._coders: dict[int, EntropyCoder] = {}
         for name, record in self.records.items():
-            if record.group.coder is not None and id(record.group) not in self._decoders:
-                self._decoders[id(record.group)] = self._decoder(name, record.group.coder)
-        self._steps = self._read_steps()
+            if record.group.coder is not None and id(record.group) not in self._coders:
+                self._coders[id(record.group)] = self._coder(name, record.group.coder)
 
     def check_output(self, dtype: torch.dtype | None, limit: int | None) -> None:
         """Raise CheckpointError if all tensors together would take more than ``limit`` bytes in memory."""
@@ -139,33 +140,90 @@ class CompressedFile:
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One stored tensor, its memory its own; ``dtype`` converts floating-point tensors, default as saved."""
         record = self.records[name]
-        if record.coded:
-            return self.quantized(name).dequantize(dtype or record.group.dtype)
-        stored = self._entry(name)
-        self._check(name, bytes_of(stored))
-        return stored.to(_target(record, dtype), copy=True)
+        return self._elements(name, 0, record.numel, dtype).reshape(record.size)
+
+    def rows(self, name: str, begin: int, end: int, dtype: torch.dtype | None = None) -> Tensor:
+        """``tensor(name, dtype)[begin:end]``, from the segments alone in which these rows are.
+
+        Raises:
+            ConfigError: the tensor has no such rows.
+        """
+        size = self.records[name].size
+        if not size or not 0 <= begin <= end <= size[0]:
+            raise ConfigError(f"tensor {name!r} of size {list(size)} has no rows {begin} to {end}")
+        length = self.sizes[name] // max(size[0], 1)
+        return self._elements(name, begin * length, end * length, dtype).reshape(end - begin, *size[1:])
 
     def quantized(self, name: str) -> QuantizedTensor:
         """Symbols and steps of one coded tensor."""
-        record, stream, steps = self.records[name], bytes_of(self._entry(name)), self._steps[name]
-        self._check(name, stream, bytes_of(steps))
+        record = self.records[name]
+        with self._explained(name):
+            stream, steps = self._open(name)
+            symbols = stream.symbols(0, record.numel)
+        return QuantizedTensor(torch.from_numpy(symbols).reshape(record.size), steps[0] if len(steps) == 1 else steps)
+
+    def check(self, name: str) -> None:
+        """Read and decode one tensor without keeping it.
+
+        Raises:
+            CorruptCheckpointError: it is damaged.
+        """
+        with self._explained(name):
+            if self.records[name].coded:
+                self._open(name)[0].each(0, self.sizes[name], lambda at, symbols: None)
+            else:
+                for _ in self._layout.raw(name, 0, self._container.length(entry_name(name, self.records[name]))):
+                    pass
+
+    def is_whole(self) -> bool | None:
+        """Whether the file has the hash that was written at its end; None if none was, before format version 3."""
+        return self._container.is_whole() if self._container.sealed else None
+
+    def _elements(self, name: str, begin: int, end: int, dtype: torch.dtype | None) -> Tensor:
+        """Elements ``begin`` to ``end`` of a tensor in C order, [end - begin]."""
+        record = self.records[name]
+        out = torch.empty(end - begin, dtype=_target(record, dtype))
+        with self._explained(name):
+            if record.group.stored is not None:
+                width = record.group.stored.itemsize
+                for at, piece in self._layout.raw(name, begin * width, end * width):
+                    values = torch.from_numpy(piece.copy()).view(record.group.stored)
+                    out[at // width - begin :][: values.numel()] = values
+                return out
+            from rdo_kernels.cpu.weights import store_part
+            from rdo_kernels.streams import Rows
+
+            stream, steps = self._open(name)
+            rows = Rows(steps, record.numel // record.steps)
+
+            def store(at: int, symbols: Symbols) -> None:
+                store_part(symbols, out[at - begin :][: symbols.size], rows, at)
+
+            stream.each(begin, end, store)
+        return out
+
+    def _open(self, name: str) -> tuple[Stream, Tensor]:
+        """What decodes a coded tensor, and its steps, [steps]."""
+        stream, found = self._layout.stream(name, self._coders[id(self.records[name].group)])
+        steps = torch.from_numpy(found)
         if not bool((steps.isfinite() & (steps > 0)).all()):
-            raise self._corrupt(name, "a quantisation step is not a positive number")
-        bits = Bitstream(table=stream[: record.table_bytes], payload=stream[record.table_bytes :])
+            raise CoderError("a quantisation step is not a positive number")
+        return stream, steps
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Say in which tensor of which file something was wrong."""
         try:
-            symbols = self._decoders[id(record.group)].decode(bits, record.numel)
-        except RdoError as error:
+            yield
+        except CoderError as error:
             raise self._corrupt(name, str(error)) from error
-        if symbols.shape != (record.numel,):
-            raise self._corrupt(name, f"{symbols.size} symbols for {record.numel} weights")
-        return QuantizedTensor(torch.from_numpy(symbols).reshape(record.size), steps)
 
     def write_plain(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write all tensors as plain safetensors, atomically, decoding one at a time. Tied ones are written each."""
 
         def entry(name: str, owner: str) -> Entry:
             record = self.records[owner]
-            return Entry(name, _target(record, dtype), record.size, lambda: bytes_of(self.tensor(owner, dtype)))
+            return Entry(name, _target(record, dtype), record.size, lambda: [bytes_of(self.tensor(owner, dtype))])
 
         # transformers refuses plain weights that do not say which framework wrote them
         write_safetensors(path, [entry(name, owner) for name, owner in self.owners.items()], {"format": "pt"})
@@ -174,14 +232,11 @@ class CompressedFile:
         """Add the tied tensors of those in ``stored``, in the order of the file."""
         return {name: stored[owner] for name, owner in self.owners.items() if owner in stored}
 
-    def _entry(self, name: str) -> Tensor:
-        return self._container.tensor(entry_name(name, self.records[name]))
-
     def _check_entries(self) -> dict[str, int]:
         """Compare manifest and safetensors header; return the length of each stream."""
         codes, sizes = self._container.codes, self._container.sizes
         lengths: dict[str, int] = {}
-        expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+        expected: Expected = self._layout.extra_entries()
         for name, record in self.records.items():
             entry, stored = entry_name(name, record), record.group.stored
             if entry not in codes:
@@ -191,10 +246,9 @@ class CompressedFile:
                 continue
             expected[entry] = CODES[torch.uint8], sizes[entry][:1]
             lengths[name] = sizes[entry][0] if len(sizes[entry]) == 1 else -1
-            if lengths[name] < record.table_bytes:
-                raise self._corrupt(name, f"{record.table_bytes} bytes of table in an entry of size {sizes[entry]}")
-        if lengths:
-            expected[STEPS] = CODES[torch.float32], (sum(self.records[name].steps for name in lengths),)
+            least = self._layout.least_bytes(record)
+            if lengths[name] < least:
+                raise self._corrupt(name, f"a stream of {least} bytes or more in an entry of size {sizes[entry]}")
         for entry in sorted(expected.keys() | codes.keys()):
             found = (codes[entry], sizes[entry]) if entry in codes else "no such entry"
             if entry not in expected or found != expected[entry]:
@@ -203,27 +257,15 @@ class CompressedFile:
                 )
         return lengths
 
-    def _decoder(self, name: str, config: dict[str, object]) -> Decoder:
+    def _coder(self, name: str, config: dict[str, object]) -> EntropyCoder:
         try:
-            coder = coder_from_config(config)
-            return coder if self.manifest.version > 1 else decoder_of_version_1(coder)
+            return coder_from_config(config)
         except UnknownNameError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {name!r} needs a coder that is not installed: {error}; install its package"
             ) from error
         except ConfigError as error:
             raise self._corrupt(name, str(error)) from error
-
-    def _read_steps(self) -> dict[str, Tensor]:
-        coded = {name: record.steps for name, record in self.records.items() if record.coded}
-        if not coded:
-            return {}
-        parts = torch.split(self._container.tensor(STEPS).clone(), list(coded.values()))
-        return {name: part[0] if part.numel() == 1 else part for name, part in zip(coded, parts, strict=True)}
-
-    def _check(self, name: str, *parts: Bytes) -> None:
-        if checksum(*parts) != self.records[name].crc32:
-            raise self._corrupt(name, "wrong checksum: the file is damaged; fetch or write it again")
 
     def _corrupt(self, name: str, what: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"{self.path}: tensor {name!r}: {what}")

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdo.checkpoint.container import CODES, Bytes, Entry, bytes_of, checksum, dtype_name, write_safetensors
+from rdo.checkpoint.container import CODES, Bytes, Entry, bytes_of, crc32c, dtype_name, write_safetensors
 from rdo.checkpoint.info import CheckpointInfo, build_info
-from rdo.checkpoint.manifest import STEPS, Group, Manifest, Record, entry_name
-from rdo.checkpoint.threads import in_threads
-from rdo.coders import EntropyCoder, make_coder
+from rdo.checkpoint.manifest import RAW_CHECKSUMS, RAW_PIECE, Group, Manifest, Record, entry_name
+from rdo.checkpoint.spool import Place, Spool
+from rdo.checkpoint.threads import Progress, for_each
+from rdo.coders import Bitstream, EntropyCoder, make_coder
 from rdo.errors import ConfigError, SymbolOverflowError
-from rdo.quantizers import QuantizedTensor, Quantizer, UniformQuantizer
+from rdo.quantizers import QuantizedTensor, Quantizer, UniformQuantizer, row_length
 
 Compressible = Callable[[str, Tensor], bool]
-_NO_STEPS: Bytes = np.empty(0, np.uint8)
+Coder = EntropyCoder | str
 
 
 def is_compressible(name: str, tensor: Tensor) -> bool:
@@ -36,22 +38,26 @@ def save_compressed(
     path: str | os.PathLike[str],
     *,
     quantizer: Quantizer | None = None,
-    coder: EntropyCoder | str = "rans",
+    coder: Coder | Sequence[Coder] = "rans",
     compressible: Compressible | None = None,
     raw_dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
 ) -> CheckpointInfo:
     """Quantise and entropy-code a model into one file (docs/format.md). The same input gives the same bytes.
 
+    Beyond the tensors it takes memory for one large tensor at a time: bitstreams wait in a temporary file.
+
     Args:
         model_or_state_dict: tensors of any size, layout and device. Tensors that are the same memory in the same
-            layout (tied weights) are stored once.
+            layout (tied weights) are stored once. They may be mapped from a file that is larger than memory.
         path: file to write, by custom ``*.rdo``. It is replaced only when the new one is complete and on the disk.
         quantizer: default ``UniformQuantizer(step=2**-8)``.
-        coder: an entropy coder or its registered name.
+        coder: an entropy coder or its registered name. Of several, each tensor gets the one that takes fewest bytes.
         compressible: ``(name, tensor) -> bool``, which tensors to code; default :func:`is_compressible`. The others,
             and empty ones, are stored as they are.
         raw_dtype: data type in which floating-point tensors of 16 bits or more that are not coded are stored; default
             their own. They are given back in their own.
+        progress: is called, from any thread, with the number of weights done since it was last called.
 
     Returns:
         What was written, to the byte.
@@ -67,68 +73,93 @@ def save_compressed(
     import rdo
 
     quantizer = quantizer if quantizer is not None else UniformQuantizer()
-    coder = make_coder(coder) if isinstance(coder, str) else coder
+    coders = [make_coder(c) if isinstance(c, str) else c for c in ([coder] if isinstance(coder, Coder) else coder)]
+    if not coders:
+        raise ConfigError("no coder is given; take for instance 'rans'")
     if raw_dtype is not None and not (raw_dtype.is_floating_point and raw_dtype in CODES):
         raise ConfigError(f"raw_dtype must be a floating-point type such as torch.bfloat16, got {raw_dtype}")
     state = model_or_state_dict.state_dict() if isinstance(model_or_state_dict, nn.Module) else model_or_state_dict
     tensors = {name: _checked(name, tensor) for name, tensor in state.items()}
     owners = _owners(tensors)
     choose = compressible if compressible is not None else is_compressible
-    encode = partial(_encode, quantizer=quantizer, coder=coder, choose=choose, raw_dtype=raw_dtype)
-    stored = {name: tensor for name, tensor in tensors.items() if owners[name] == name}
-    parts = dict(zip(stored, in_threads(encode, stored.items()), strict=True))
+    sizes = {name: tensor.numel() for name, tensor in tensors.items() if owners[name] == name}
+    with Spool(Path(os.path.realpath(path)).parent) as spool:
 
-    manifest = Manifest(
-        {name: parts[name].record if name in parts else owners[name] for name in tensors}, f"rdo {rdo.__version__}"
-    )
-    entries = [part.entry(name) for name, part in parts.items()]
-    steps = [part.steps for part in parts.values() if part.record.coded]
-    if steps:
-        scales = np.concatenate(steps)
-        entries.append(Entry(STEPS, torch.float32, (scales.size // 4,), lambda: scales))
-    write_safetensors(path, entries, manifest.to_metadata())
-    lengths = {name: part.data().nbytes for name, part in parts.items() if part.record.coded}
+        def store(name: str) -> _Coded | _Raw:
+            tensor = tensors[name]
+            if tensor.numel() and choose(name, tensor):
+                return _code(name, tensor, quantizer, coders, spool)
+            narrowed = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
+            return _Raw.of(name, tensor, raw_dtype if raw_dtype is not None and narrowed else tensor.dtype)
+
+        parts = for_each(store, sizes, progress)
+        manifest = Manifest(
+            {name: parts[name].record if name in parts else owners[name] for name in tensors}, f"rdo {rdo.__version__}"
+        )
+        entries = [part.entry(name, spool) for name, part in parts.items()]
+        checksums = np.array([c for part in parts.values() if isinstance(part, _Raw) for c in part.checksums], "<u4")
+        if checksums.size:
+            entries.append(Entry(RAW_CHECKSUMS, torch.uint32, (checksums.size,), lambda: [checksums.view(np.uint8)]))
+        write_safetensors(path, entries, manifest.to_metadata(), sealed=True)
+    lengths = {name: part.place.length for name, part in parts.items() if isinstance(part, _Coded)}
     return build_info(manifest, lengths, os.path.getsize(path))
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What is written for one tensor: ``data`` gives its stream or its raw bytes, ``steps`` the bytes of its steps."""
+class _Coded:
+    """A tensor whose stream is in the spool."""
+
+    record: Record
+    place: Place
+
+    def entry(self, name: str, spool: Spool) -> Entry:
+        return Entry(entry_name(name, self.record), torch.uint8, (self.place.length,), lambda: spool.read(self.place))
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A tensor that is stored as it is, and a checksum for each piece of it."""
 
     record: Record
     data: Callable[[], Bytes]
-    steps: Bytes
+    checksums: list[int]
 
-    def entry(self, name: str) -> Entry:
-        name, stored = entry_name(name, self.record), self.record.group.stored
-        if stored is not None:
-            return Entry(name, stored, self.record.size, self.data)
-        return Entry(name, torch.uint8, (self.data().nbytes,), self.data)
+    @classmethod
+    def of(cls, name: str, tensor: Tensor, stored: torch.dtype) -> _Raw:
+        data = partial(_raw_bytes, name, tensor, stored)
+        record = Record(Group(tensor.dtype, stored=stored), tuple(tensor.shape))
+        return cls(record, data, [crc32c(piece) for piece in _pieces(data())])
+
+    def entry(self, name: str, spool: Spool) -> Entry:
+        stored = self.record.group.stored
+        assert stored is not None
+        return Entry(entry_name(name, self.record), stored, self.record.size, lambda: _pieces(self.data()))
 
 
-def _encode(
-    item: tuple[str, Tensor],
-    *,
-    quantizer: Quantizer,
-    coder: EntropyCoder,
-    choose: Compressible,
-    raw_dtype: torch.dtype | None,
-) -> _Part:
-    name, tensor = item
+def _pieces(data: Bytes) -> Iterator[Bytes]:
+    for begin in range(0, data.size, RAW_PIECE):
+        yield data[begin : begin + RAW_PIECE]
+
+
+def _code(name: str, tensor: Tensor, quantizer: Quantizer, coders: Sequence[EntropyCoder], spool: Spool) -> _Coded:
     size = tuple(tensor.shape)
-    if not (tensor.numel() and choose(name, tensor)):
-        narrowed = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
-        stored = raw_dtype if raw_dtype is not None and narrowed else tensor.dtype
-        raw = partial(_raw_bytes, name, tensor, stored)
-        return _Part(Record(Group(tensor.dtype, stored=stored), size, 0, 0, checksum(raw())), raw, _NO_STEPS)
     quantized = quantizer.quantize(tensor, name)
     _check_range(name, tensor.dtype, quantized)
-    stream = coder.encode(quantized.symbols.cpu().contiguous().numpy().reshape(-1))
+    symbols = quantized.symbols.cpu().contiguous().numpy().reshape(-1)
+    streams = [(coder.encode(symbols, row_length(size)), coder) for coder in coders]
+    stream, coder = min(streams, key=lambda pair: pair[0].nbytes + 8 * len(pair[0].lengths))
     steps = bytes_of(quantized.steps.to(torch.float32))
-    joined: Bytes = np.concatenate([stream.table, stream.payload])
+    head: Bytes = np.concatenate([stream.table, steps, _index(stream)])
     group = Group(tensor.dtype, coder=coder.config(), quantizer=quantizer.config())
-    record = Record(group, size, quantized.steps.numel(), stream.table.nbytes, checksum(joined, steps))
-    return _Part(record, lambda: joined, steps)
+    record = Record(group, size, quantized.steps.numel(), stream.table.nbytes, stream.segment_log2, crc32c(head))
+    return _Coded(record, spool.append([head, stream.payload]))
+
+
+def _index(stream: Bitstream) -> Bytes:
+    """The length and the checksum of each segment, 4 bytes each."""
+    ends = np.cumsum(stream.lengths)
+    checksums = [crc32c(stream.payload[end - n : end]) for n, end in zip(stream.lengths, ends, strict=True)]
+    return np.stack([stream.lengths, np.array(checksums, np.int64)], axis=1).astype("<u4").view(np.uint8).reshape(-1)
 
 
 def _raw_bytes(name: str, tensor: Tensor, stored: torch.dtype) -> Bytes:

@@ -16,22 +16,47 @@ Bytes = NDArray[np.uint8]
 Symbols = NDArray[np.int32]
 
 MAX_SYMBOL = 2**30
-MAX_COUNT = 2**40
 _DENSE_RANGE = 1 << 24
 _COUNTED_TOGETHER = 1 << 20
 
 
 @dataclass(frozen=True)
 class Bitstream:
-    """A coded sequence: ``table`` tells how to read ``payload``. Both uint8, one axis."""
+    """A coded sequence, in segments of ``2**segment_log2`` symbols (the last may be shorter), each decodable by itself.
+
+    Attributes:
+        table: how to read any segment, uint8, one axis.
+        payload: the segments one after another, uint8, one axis.
+        lengths: bytes of each segment, int64 [segments].
+        segment_log2: 12 to 30.
+    """
 
     table: Bytes
     payload: Bytes
+    lengths: NDArray[np.int64]
+    segment_log2: int
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both."""
+        """Bytes of table and payload."""
         return int(self.table.nbytes + self.payload.nbytes)
+
+
+class SegmentDecoder(Protocol):
+    """What a parsed table gives: it decodes whole segments, from any thread."""
+
+    def decode(self, payload: Bytes, lengths: NDArray[np.int64], first: int, out: Symbols) -> None:
+        """Decode neighbouring segments, of which the first has the number ``first``, into ``out``.
+
+        Args:
+            payload: these segments alone, one after another; C-contiguous and aligned to 4 bytes. Nothing in it is
+                trusted.
+            lengths: bytes of each, int64.
+            out: int32, as long as their symbols.
+
+        Raises:
+            CoderError: a segment is malformed, truncated, too long, or does not hold its symbols.
+        """
 
 
 @dataclass(frozen=True)
@@ -50,11 +75,11 @@ class Histogram:
         """
         if symbols.size == 0:
             return cls(np.empty(0, np.int64), np.empty(0, np.int64))
-        low, high = int(symbols.min()), int(symbols.max())
+        low, high = _bounds(symbols)
         if max(-low, high) > MAX_SYMBOL:
             raise CoderError(f"symbols must lie within +-2^30, got {low} to {high}; use a larger step")
         if high - low < min(_DENSE_RANGE, 4 * symbols.size + 65536):
-            counts = _dense_counts(symbols.reshape(-1), low, high - low + 1)
+            counts = _dense_counts(symbols, low, high - low + 1)
             present = np.flatnonzero(counts)
             return cls(present + low, counts[present])
         values, found = np.unique(symbols, return_counts=True)
@@ -71,26 +96,17 @@ class Histogram:
             return 0.0
         return float((self.counts * np.log2(self.count / self.counts)).sum())
 
-    def indices_of(self, symbols: Symbols) -> NDArray[np.uint32]:
-        """Position of each symbol among :attr:`values`; every symbol must be there."""
-        if len(self.values) and int(self.values[-1] - self.values[0]) < _DENSE_RANGE:
-            low = np.int32(self.values[0])
-            positions = np.zeros(int(self.values[-1] - self.values[0]) + 1, np.uint32)
-            positions[self.values - low] = np.arange(len(self.values), dtype=np.uint32)
-            found: NDArray[np.uint32] = positions[symbols - low]
-            return found
-        return np.searchsorted(self.values, symbols).astype(np.uint32)
-
 
 def _dense_counts(symbols: Symbols, low: int, reach: int) -> NDArray[np.int64]:
     """How often each of ``reach`` symbols from ``low`` on occurs; threads share the symbols if counters are few."""
-    from rdo_kernels.cpu import places, threads
+    from rdo_kernels.cpu import symbols as loops
+    from rdo_kernels.cpu import threads
 
     size = _COUNTED_TOGETHER if reach <= _COUNTED_TOGETHER >> 4 else max(symbols.size, 1)
 
     def count(begin: int) -> NDArray[np.int64]:
         counts = np.zeros(reach, np.int64)
-        places.count(symbols[begin : begin + size], low, counts)
+        loops.histogram(symbols[begin : begin + size], low, counts)
         return counts
 
     first, *others = threads.share(count, range(0, symbols.size, size))
@@ -99,14 +115,28 @@ def _dense_counts(symbols: Symbols, low: int, reach: int) -> NDArray[np.int64]:
     return first
 
 
+def _bounds(symbols: Symbols) -> tuple[int, int]:
+    """The smallest and the largest of symbols, [n > 0]."""
+    from rdo_kernels.cpu import symbols as loops
+    from rdo_kernels.cpu import threads
+
+    parts = [symbols[begin : begin + _COUNTED_TOGETHER] for begin in range(0, symbols.size, _COUNTED_TOGETHER)]
+    lows, highs = zip(*threads.share(loops.bounds, parts), strict=True)
+    return int(min(lows)), int(max(highs))
+
+
 @dataclass(frozen=True)
 class EntropyCoder(ABC):
-    """A coder; a subclass is a frozen dataclass whose fields are JSON values."""
+    """A coder; a subclass is a frozen dataclass whose fields are JSON values.
+
+    Symbols are those of a tensor in C order. ``row_length`` is that of :func:`rdo.quantizers.row_length`: symbol i is
+    in column ``i % row_length``. Coders that look at neighbours use it, others do not.
+    """
 
     name: ClassVar[str]
 
     @abstractmethod
-    def encode(self, symbols: Symbols) -> Bitstream:
+    def encode(self, symbols: Symbols, row_length: int = 1) -> Bitstream:
         """Encode int32 symbols within +-2**30, [n]; the same symbols give the same bytes.
 
         Raises:
@@ -114,7 +144,20 @@ class EntropyCoder(ABC):
         """
 
     @abstractmethod
-    def decode(self, stream: Bitstream, count: int) -> Symbols:
+    def decoder(self, table: Bytes, count: int, segment_log2: int, row_length: int = 1) -> SegmentDecoder:
+        """Parse the table of a stream of ``count`` > 0 symbols. Nothing in it is trusted.
+
+        Takes memory for a small multiple of the table's size, or a constant.
+
+        Raises:
+            CoderError: the table is malformed, truncated or too long.
+        """
+
+    @abstractmethod
+    def size_bytes(self, histogram: Histogram) -> int:
+        """Bytes that :meth:`encode` gives for symbols with this histogram; see the coder for whether it is exact."""
+
+    def decode(self, stream: Bitstream, count: int, row_length: int = 1) -> Symbols:
         """Return the ``count`` int32 symbols of a stream. Nothing in the stream is trusted.
 
         Takes memory for ``count`` symbols and a small multiple of the stream's size.
@@ -122,21 +165,29 @@ class EntropyCoder(ABC):
         Raises:
             CoderError: the stream is malformed, truncated, too long, or does not hold ``count`` symbols.
         """
+        return self.decode_range(stream, count, 0, count, row_length)
 
-    @abstractmethod
-    def size_bytes(self, histogram: Histogram) -> int:
-        """Bytes that :meth:`encode` gives for symbols with this histogram; see the coder for whether it is exact."""
+    def decode_range(self, stream: Bitstream, count: int, begin: int, end: int, row_length: int = 1) -> Symbols:
+        """Symbols ``begin`` to ``end`` (exclusive) of the ``count`` in a stream, from the segments that hold them.
+
+        Raises:
+            CoderError: as :meth:`decode`; other segments are not looked at.
+        """
+        from rdo.coders.segments import Segments, Stream
+
+        segments = Segments.of(stream.lengths, stream.payload.size, count, stream.segment_log2)
+        if not 0 <= begin <= end <= count:
+            raise CoderError(f"cannot decode symbols {begin} to {end} of {count}")
+        if not count:
+            if stream.nbytes:
+                raise CoderError("no symbols are announced, yet there are bytes")
+            return np.empty(0, np.int32)
+        decoder = self.decoder(stream.table, count, stream.segment_log2, row_length)
+        return Stream(decoder, segments, segments.fetch(stream.payload)).symbols(begin, end)
 
     def config(self) -> dict[str, Any]:
         """A JSON-able description from which :func:`coder_from_config` builds an equal coder."""
         return {"name": self.name, **asdict(self)}
-
-
-class Decoder(Protocol):
-    """What reading a checkpoint needs of a coder."""
-
-    def decode(self, stream: Bitstream, count: int) -> Symbols:
-        """As :meth:`EntropyCoder.decode`."""
 
 
 CODERS: Registry[type[EntropyCoder]] = Registry("coder", package="rdo.coders", group="rdo.coders")
@@ -160,9 +211,3 @@ def coder_from_config(config: dict[str, Any]) -> EntropyCoder:
     """Build a coder from what :meth:`EntropyCoder.config` returned."""
     options = dict(config)
     return make_coder(str(options.pop("name", "")), **options)
-
-
-def check_count(count: int) -> None:
-    """Raise CoderError unless ``count`` is a number of symbols that can be decoded."""
-    if not 0 <= count <= MAX_COUNT:
-        raise CoderError(f"cannot decode {count} symbols; the count must be between 0 and 2^40")

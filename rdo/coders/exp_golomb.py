@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rdo.coders.base import CODERS, MAX_SYMBOL, Bitstream, Bytes, EntropyCoder, Histogram, Symbols
-from rdo.coders.segments import Index, Layout, Places, check_range, decode_segments
+from rdo.coders.base import CODERS, MAX_SYMBOL, Bitstream, Bytes, EntropyCoder, Histogram, SegmentDecoder, Symbols
+from rdo.coders.segments import Layout, Places, join, read_lanes
 from rdo.coders.varint import Reader, Writer
 from rdo.errors import CoderError, ConfigError
 
@@ -41,13 +42,13 @@ class ExpGolomb(EntropyCoder):
         if self.mapping not in ("rank", "zigzag"):
             raise ConfigError(f"mapping must be 'rank' or 'zigzag', got {self.mapping!r}")
 
-    def encode(self, symbols: Symbols) -> Bitstream:
+    def encode(self, symbols: Symbols, row_length: int = 1) -> Bitstream:
         return self.encode_segments(symbols, Layout.of(symbols.size, _SEGMENT_SIZE_LOG2))
 
     def encode_segments(self, symbols: Symbols, layout: Layout) -> Bitstream:
         """Encode with segments of any layout."""
         if symbols.size == 0:
-            return Bitstream(np.empty(0, np.uint8), np.empty(0, np.uint8))
+            return join(np.empty(0, np.uint8), [], layout.size_log2)
         from rdo_kernels.cpu import exp_golomb, threads
 
         histogram = Histogram.of(symbols)
@@ -64,35 +65,21 @@ class ExpGolomb(EntropyCoder):
             return words.astype("<u4", copy=False).view(np.uint8)
 
         segments = threads.share(encode, layout.bounds(symbols.size))
-        lengths = np.array([segment.size // 4 for segment in segments], np.int64)
-        return Bitstream(self._table(histogram, coded, k, layout, lengths), np.concatenate(segments))
+        return join(self._table(histogram, coded, k, layout), segments, layout.size_log2)
 
-    def decode(self, stream: Bitstream, count: int) -> Symbols:
-        return self.decode_range(stream, count, 0, count)
+    def decoder(self, table: Bytes, count: int, segment_log2: int, row_length: int = 1) -> SegmentDecoder:
+        reader = Reader(table)
+        decoder = self.read_table(reader, lambda: segment_log2)
+        reader.end()
+        return decoder
 
-    def decode_range(self, stream: Bitstream, count: int, begin: int, end: int) -> Symbols:
-        """Symbols ``begin`` to ``end`` (exclusive) of the ``count`` in a stream, from the segments that hold them.
-
-        Raises:
-            CoderError: as :meth:`decode`; other segments are not looked at.
-        """
-        check_range(stream, count, begin, end)
-        if not count:
-            return np.empty(0, np.int32)
-        reader = Reader(stream.table)
-        k, layout = reader.number(), Layout.read(reader)
+    def read_table(self, reader: Reader, segment_log2: Callable[[], int]) -> SegmentDecoder:
+        """Read a table; in version 2 the size of a segment was in it, after the lanes, and an index behind it."""
+        k, lanes_log2, size_log2 = reader.number(), read_lanes(reader), segment_log2()
         ranked = ranked_symbols(reader) if self.mapping == "rank" else None
         if k > MAX_K:
             raise CoderError(f"the table asks for order {k}; the largest is {MAX_K}")
-        index = Index.read(reader, layout.count(count), stream.payload)
-        if count > 8 * stream.payload.size:
-            raise CoderError(f"{count} symbols cannot fit into a payload of {stream.payload.size} bytes")
-
-        def decode(number: int, out: Symbols) -> None:
-            _decode_numbers(index.segment(stream.payload, number), layout.lanes, k, out.view(np.uint32))
-            out[:] = symbols_of(out.view(np.uint32), ranked)
-
-        return decode_segments(layout, count, begin, end, decode)
+        return _Decoder(k, 1 << lanes_log2, 1 << size_log2, ranked)
 
     def size_bytes(self, histogram: Histogram) -> int:
         """Within 16 bytes and 0.1 %: what fills the last word of each lane depends on the order of the symbols."""
@@ -105,8 +92,7 @@ class ExpGolomb(EntropyCoder):
             payload = 4 + 4 * -(-bits // 32)
         else:
             payload = int(bits / 8 + segments * layout.lanes * (4 + _PADDING_BITS / 8))
-        lengths = np.full(segments, payload // (4 * segments))
-        return payload + int(self._table(histogram, numbers, k, layout, lengths).size)
+        return payload + int(self._table(histogram, numbers, k, layout).size)
 
     def code_bits(self, histogram: Histogram) -> int:
         """Bits of the code words alone, as the paper counts them: exact, without table and lanes."""
@@ -127,18 +113,31 @@ class ExpGolomb(EntropyCoder):
             return self.k
         return min(range(MAX_K + 1), key=lambda k: _code_bits(histogram, numbers, k))
 
-    def _table(
-        self, histogram: Histogram, numbers: NDArray[np.uint32], k: int, layout: Layout, lengths: NDArray[np.int64]
-    ) -> Bytes:
-        """``lengths`` are those of the segments in words, int64."""
+    def _table(self, histogram: Histogram, numbers: NDArray[np.uint32], k: int, layout: Layout) -> Bytes:
         table = Writer()
         table.number(k)
-        layout.write(table)
+        table.number(layout.lanes_log2)
         if self.mapping == "rank":
             table.number(len(numbers))
             table.numbers(_zigzag(histogram.values)[np.argsort(numbers)])
-        table.numbers(lengths)
         return table.bytes()
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    k: int
+    lanes: int
+    segment: int
+    ranked: Symbols | None
+
+    def decode(self, payload: Bytes, lengths: NDArray[np.int64], first: int, out: Symbols) -> None:
+        ends = np.cumsum(lengths)
+        for number, (begin, end) in enumerate(zip(ends - lengths, ends, strict=True)):
+            part = out[number * self.segment : (number + 1) * self.segment].view(np.uint32)
+            if (end - begin) % 4 or part.size > 8 * (end - begin):
+                raise CoderError(f"a segment of {end - begin} bytes cannot hold {part.size} symbols")
+            _decode_numbers(payload[begin:end], self.lanes, self.k, part)
+            part.view(np.int32)[:] = symbols_of(part, self.ranked)
 
 
 def ranked_symbols(table: Reader) -> Symbols:

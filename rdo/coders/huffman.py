@@ -8,12 +8,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rdo.coders.base import CODERS, Bitstream, EntropyCoder, Histogram, Symbols, check_count
+from rdo.coders.base import CODERS, Bitstream, Bytes, EntropyCoder, Histogram, SegmentDecoder, Symbols
+from rdo.coders.segments import Places, bounds, join
 from rdo.coders.varint import Reader, Writer
 from rdo.errors import CoderError
 
 _MAX_LENGTH = 56
 _MAX_ALPHABET = 1 << 26
+_SEGMENT_SIZE_LOG2 = 20
+_PADDING_BYTES = 7 / 16
+"""What fills the last byte of a segment, on average."""
 
 
 @CODERS.register("huffman")
@@ -23,37 +27,58 @@ class Huffman(EntropyCoder):
 
     name: ClassVar[str] = "huffman"
 
-    def encode(self, symbols: Symbols) -> Bitstream:
-        from rdo_kernels.cpu import prefix
+    def encode(self, symbols: Symbols, row_length: int = 1) -> Bitstream:
+        from rdo_kernels.cpu import prefix, threads
 
         histogram = Histogram.of(symbols)
         lengths = _lengths(histogram)
-        table = _table(histogram, lengths)
+        table, spans = _table(histogram, lengths), bounds(symbols.size, _SEGMENT_SIZE_LOG2)
         if len(lengths) < 2:
-            return Bitstream(table, np.empty(0, np.uint8))
-        payload = np.zeros(-(-int((histogram.counts * lengths).sum()) // 8), np.uint8)
-        prefix.encode_table(histogram.indices_of(symbols), _codes(lengths), lengths, payload)
-        return Bitstream(table, payload)
+            return join(table, [np.empty(0, np.uint8) for _ in spans], _SEGMENT_SIZE_LOG2)
+        codes, places = _codes(lengths), Places(histogram.values)
 
-    def decode(self, stream: Bitstream, count: int) -> Symbols:
-        check_count(count)
-        reader = Reader(stream.table)
+        def encode(span: tuple[int, int]) -> Bytes:
+            indices = places.of(symbols[slice(*span)])
+            data = np.zeros(-(-int(lengths[indices].sum()) // 8), np.uint8)
+            prefix.encode_table(indices, codes, lengths, data)
+            return data
+
+        return join(table, threads.share(encode, spans), _SEGMENT_SIZE_LOG2)
+
+    def decoder(self, table: Bytes, count: int, segment_log2: int, row_length: int = 1) -> SegmentDecoder:
+        reader = Reader(table)
         values = reader.ascending(_MAX_ALPHABET)
         lengths = reader.numbers(len(values)) if len(values) > 1 else np.zeros(len(values), np.int64)
         reader.end()
-        if count and not len(values):
+        if not len(values):
             raise CoderError(f"{count} symbols are announced, and the table has none")
-        if len(values) < 2:
-            if stream.payload.size:
-                raise CoderError("the payload of a single repeated symbol must be empty")
-            return np.full(count, values[0] if len(values) else 0, np.int32)
-        return values[_decode(stream.payload, lengths, count)].astype(np.int32)
+        return _Decoder(values, lengths, 1 << segment_log2)
 
     def size_bytes(self, histogram: Histogram) -> int:
-        """Exact."""
+        """Exact for one segment, else within a byte for each: what fills its last byte depends on the order."""
         lengths = _lengths(histogram)
-        payload = -(-int((histogram.counts * lengths).sum()) // 8) if len(lengths) > 1 else 0
-        return int(_table(histogram, lengths).size) + payload
+        table = int(_table(histogram, lengths).size)
+        bits = int((histogram.counts * lengths).sum()) if len(lengths) > 1 else 0
+        segments = -(-histogram.count >> _SEGMENT_SIZE_LOG2)
+        return table + (-(-bits // 8) if segments < 2 else int(bits / 8 + segments * _PADDING_BYTES))
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    values: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    segment: int
+
+    def decode(self, payload: Bytes, lengths: NDArray[np.int64], first: int, out: Symbols) -> None:
+        if len(self.values) < 2:
+            if payload.size:
+                raise CoderError("the payload of a single repeated symbol must be empty")
+            out[:] = self.values[0]
+            return
+        ends = np.cumsum(lengths)
+        for number, (begin, end) in enumerate(zip(ends - lengths, ends, strict=True)):
+            part = out[number * self.segment : (number + 1) * self.segment]
+            part[:] = self.values[_decode(payload[begin:end], self.lengths, part.size)]
 
 
 def _lengths(histogram: Histogram) -> NDArray[np.int64]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rdo.coders.base import CODERS, MAX_SYMBOL, Bitstream, Bytes, EntropyCoder, Histogram, Symbols
+from rdo.coders.base import CODERS, MAX_SYMBOL, Bitstream, Bytes, EntropyCoder, Histogram, SegmentDecoder, Symbols
 from rdo.coders.rans_model import PRECISIONS, Model, best_model
-from rdo.coders.segments import Index, Layout, Places, check_range, decode_segments
+from rdo.coders.segments import Layout, Places, join, read_lanes
 from rdo.coders.varint import Reader, Writer
 from rdo.errors import CoderError
 
 _SEGMENT_BITS = 1 << 20
 """A segment's payload has this many bits or more, so that its states (128 bytes) are at most 0.1 % of it."""
-_SEGMENT_SIZES_LOG2 = range(18, 23)
+_SEGMENT_SIZES_LOG2 = range(18, 22)
+_SINGLE_SIZE_LOG2 = 30
 _LANE_BYTES = 3
 """What a lane adds to the information in a segment: two bytes of its first state, and one, on average, of its last."""
+_DENSE_RANGE = 1 << 22
 ESCAPE = np.iinfo(np.int32).min
 """Stands in a table of slots for a value that no symbol can have."""
 
@@ -30,43 +33,29 @@ class RANS(EntropyCoder):
     """rANS: static order-0 range coding in segments, of up to 32 interleaved states each; frequencies of 8 to 16 bits.
 
     Symbols too rare for a slot of the table escape to a fixed-length code. Precision and escapes are those of least
-    total size, or a smaller precision if that costs less than 0.02 %. Segments are shared out over threads.
+    total size, or a smaller precision if that costs less than 0.02 %.
     """
 
     name: ClassVar[str] = "rans"
 
-    def encode(self, symbols: Symbols) -> Bitstream:
+    def encode(self, symbols: Symbols, row_length: int = 1) -> Bitstream:
         histogram = Histogram.of(symbols)
         if len(histogram.values) < 2:
-            return Bitstream(_single(histogram), np.empty(0, np.uint8))
+            segments = [np.empty(0, np.uint8)] * -(-histogram.count >> _SINGLE_SIZE_LOG2)
+            return join(_single(histogram), segments, _SINGLE_SIZE_LOG2)
         model = best_model(histogram)
         return encode_segments(symbols, model, _layout(histogram.count, model))
 
-    def decode(self, stream: Bitstream, count: int) -> Symbols:
-        return self.decode_range(stream, count, 0, count)
-
-    def decode_range(self, stream: Bitstream, count: int, begin: int, end: int) -> Symbols:
-        """Symbols ``begin`` to ``end`` (exclusive) of the ``count`` in a stream, from the segments that hold them.
-
-        Raises:
-            CoderError: as :meth:`decode`; other segments are not looked at.
-        """
-        check_range(stream, count, begin, end)
-        if not count:
-            return np.empty(0, np.int32)
-        reader = Reader(stream.table)
+    def decoder(self, table: Bytes, count: int, segment_log2: int, row_length: int = 1) -> SegmentDecoder:
+        reader = Reader(table)
         precision = reader.number()
         if precision == 0:
-            return decode_single(reader, stream.payload, end - begin)
-        table = Table.read(reader, precision, stream.payload, count)
-        values = np.append(table.values, ESCAPE) if table.width else table.values
-        slots = Slots(np.repeat(values.astype(np.int32), table.frequencies), slot_steps(table.frequencies))
-
-        def decode(number: int, out: Symbols) -> None:
-            escapes = int(table.index.escapes[number])
-            table.decode_segment(table.index.segment(stream.payload, number), escapes, slots, out)
-
-        return decode_segments(table.layout, count, begin, end, decode)
+            return Single.read(reader)
+        decoder = Table.read(reader, precision, lambda: segment_log2)
+        if decoder.width:
+            decoder = decoder.with_escapes(reader.numbers(-(-count >> segment_log2)))
+        reader.end()
+        return decoder
 
     def size_bytes(self, histogram: Histogram) -> int:
         """Within 16 bytes and 0.1 %: the last bytes of each lane depend on the order of the symbols."""
@@ -76,131 +65,180 @@ class RANS(EntropyCoder):
         layout = _layout(histogram.count, model)
         segments = layout.count(histogram.count)
         payload = int(model.payload_bits / 8) + segments * (layout.lanes * _LANE_BYTES + 2)
-        columns = np.full((segments, 2), [payload // (4 * segments), model.escapes // segments])
-        return payload + int(_table(model, layout, columns).size)
+        escapes = np.full(segments, model.escapes // segments)
+        return payload + int(_table(model, layout, escapes).size)
 
 
 def encode_segments(symbols: Symbols, model: Model, layout: Layout) -> Bitstream:
     """Encode symbols by a model that suits them; the segments may have any layout."""
-    from rdo_kernels.cpu import rans, threads
+    from rdo_kernels.cpu import rans_loops, threads
+    from rdo_kernels.cpu import symbols as loops
 
-    places = Places(model.kept)
-    frequencies = model.frequencies.astype(np.uint32)
-    starts = (np.cumsum(model.frequencies) - model.frequencies).astype(np.uint32)
-    inverses = 1.0 / model.frequencies
+    index = _index(model)
+    escape = np.uint16(len(model.kept))
 
     def encode(bounds: tuple[int, int]) -> tuple[Bytes, int]:
         part = symbols[slice(*bounds)]
-        indices = places.of(part)
-        states, words = np.empty(layout.lanes, np.uint32), np.empty(part.size, np.uint16)
-        first = rans.encode(indices, frequencies, starts, inverses, model.precision, states, words)
-        escaped = part[indices == len(model.kept)] if model.width else part[:0]
+        indices, escapes = index(part)
+        states, words = np.empty((1, layout.lanes), np.uint32), np.empty(part.size, np.uint16)
+        [first] = rans_loops.encode(indices, model.frequencies, model.precision, part.size, states, words)
+        escaped = np.empty(escapes, np.int32)
+        if escapes:
+            loops.take_escaped(part, indices, escape, escaped)
         packed = _pack(escaped.astype(np.int64) - model.low, model.width)
-        data = [states.astype("<u4"), packed.astype("<u4"), words[first:].astype("<u2")]
+        data = [states[0].astype("<u4"), packed.astype("<u4"), words[first:].astype("<u2", copy=False)]
         padding = np.zeros(-2 * (words.size - first) % 4, np.uint8)
-        return np.concatenate([*(array.view(np.uint8) for array in data), padding]), escaped.size
+        return np.concatenate([*(array.view(np.uint8) for array in data), padding]), escapes
 
-    segments = threads.share(encode, layout.bounds(symbols.size))
-    columns = np.array([(segment.size // 4, escapes) for segment, escapes in segments], np.int64)
-    return Bitstream(_table(model, layout, columns), np.concatenate([segment for segment, _ in segments]))
-
-
-def slot_steps(frequencies: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """For each slot, ``(frequency - 1) << 16 | slot - start`` of its symbol: what a decoder's step takes."""
-    starts = np.cumsum(frequencies) - frequencies
-    offsets = np.arange(int(frequencies.sum())) - np.repeat(starts, frequencies)
-    return ((np.repeat(frequencies, frequencies) - 1) << 16 | offsets).astype(np.uint32)
+    segments, escapes = zip(*threads.share(encode, layout.bounds(symbols.size)), strict=True)
+    return join(_table(model, layout, np.array(escapes, np.int64)), list(segments), layout.size_log2)
 
 
-def check_frequencies(frequencies: NDArray[np.int64], precision: int, count: int, payload: Bytes) -> None:
-    """Raise CoderError unless these are frequencies and ``count`` symbols of them can be in a payload of this size."""
+def _index(model: Model) -> Callable[[Symbols], tuple[NDArray[np.uint16], int]]:
+    """What gives the place of symbols in the table, that of the escape for others, and how many those are."""
+    from rdo_kernels.cpu import symbols as loops
+
+    low, reach = int(model.kept[0]), int(model.kept[-1] - model.kept[0]) + 1
+    if reach > _DENSE_RANGE:
+        places = Places(model.kept)
+
+        def search(symbols: Symbols) -> tuple[NDArray[np.uint16], int]:
+            found = places.of(symbols)
+            return found.astype(np.uint16), int((found == len(model.kept)).sum())
+
+        return search
+    table = np.full(reach + 1, len(model.kept) if model.width else 0, np.uint16)
+    table[model.kept - low] = np.arange(len(model.kept))
+
+    def look_up(symbols: Symbols) -> tuple[NDArray[np.uint16], int]:
+        indices = np.empty(symbols.size, np.uint16)
+        escapes = int(loops.index(symbols, low, table, indices))
+        return indices, escapes if model.width else 0
+
+    return look_up
+
+
+def check_frequencies(frequencies: NDArray[np.int64], precision: int) -> None:
+    """Raise CoderError unless these are frequencies of a table."""
     slots, most = 1 << precision, int(frequencies.max(initial=0))
     # The largest is compared too: a sum of forged ones may wrap around.
     if len(frequencies) < 2 or int(frequencies.min()) < 1 or most > slots or int(frequencies.sum()) != slots:
         raise CoderError("the frequencies of the table do not fill it")
-    # To encode a symbol multiplies a state q f + r by 1 + q (2^p - f) / (q f + r) or more, where q >= 1 and r < f.
-    if count * math.log2((1 + slots / most) / 2) > 8 * payload.size:
-        raise CoderError(f"{count} symbols cannot fit into a payload of {payload.size} bytes")
-
-
-def decode_single(reader: Reader, payload: Bytes, count: int) -> Symbols:
-    """``count`` times the symbol that is the rest of a table."""
-    value = reader.signed()
-    reader.end()
-    if payload.size or abs(value) > MAX_SYMBOL:
-        raise CoderError("the table of a single repeated symbol must stand alone and within +-2^30")
-    return np.full(count, value, np.int32)
 
 
 @dataclass(frozen=True)
-class Slots:
-    """A decoder's look-up tables, [2**precision] each.
+class Single:
+    """The decoder of one symbol that is repeated: its segments are empty."""
 
-    Attributes:
-        values: int32, what stands for a symbol. Without escapes that may be any 32 bits, for instance those of a
-            float32, the symbol times a step.
-        steps: uint32, as :func:`slot_steps` gives them.
-    """
+    value: int
 
-    values: NDArray[np.int32]
-    steps: NDArray[np.uint32]
+    @classmethod
+    def read(cls, reader: Reader) -> Single:
+        """Read the rest of the table."""
+        value = reader.signed()
+        reader.end()
+        if abs(value) > MAX_SYMBOL:
+            raise CoderError("the single repeated symbol lies beyond +-2^30")
+        return cls(value)
+
+    def decode(self, payload: Bytes, lengths: NDArray[np.int64], first: int, out: Symbols) -> None:
+        if payload.size:
+            raise CoderError("the payload of a single repeated symbol must be empty")
+        out[:] = self.value
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a stream's table says, checked against the payload's length; attributes as those of a Model."""
+    """What a table says, as a decoder; attributes as those of a Model.
+
+    Attributes:
+        values: the kept symbols, int32 [K], or [K + 1] with ESCAPE at the end.
+        escapes: number of escaped symbols of each segment, int64 [segments]; empty where there can be none.
+    """
 
     precision: int
-    layout: Layout
+    lanes: int
+    segment_log2: int
     width: int
     low: int
-    values: NDArray[np.int64]
+    values: NDArray[np.int32]
     frequencies: NDArray[np.int64]
-    index: Index
+    escapes: NDArray[np.int64]
 
     @classmethod
-    def read(cls, reader: Reader, precision: int, payload: Bytes, count: int) -> Table:
-        """Read all but the precision."""
+    def read(cls, reader: Reader, precision: int, segment_log2: Callable[[], int]) -> Table:
+        """Read all but the precision before and the escapes behind; version 2 had the size of a segment there, too."""
         if precision not in PRECISIONS:
             raise CoderError(f"the table has {precision} bits of precision; 8 to 16 are possible")
-        layout, width = Layout.read(reader), reader.number()
+        lanes, size, width = 1 << read_lanes(reader), segment_log2(), reader.number()
         low = reader.signed() if width else 0
         if width > 32 or abs(low) > MAX_SYMBOL:
             raise CoderError(f"escaped symbols of {width} bits from {low} are beyond what symbols can be")
         values = reader.ascending(1 << precision)
         frequencies = reader.numbers(len(values) + (width > 0))
-        check_frequencies(frequencies, precision, count, payload)
-        index = Index.read(reader, layout.count(count), payload, escapes=width > 0)
-        return cls(precision, layout, width, low, values, frequencies, index)
+        check_frequencies(frequencies, precision)
+        entries = np.append(values, ESCAPE) if width else values
+        return cls(precision, lanes, size, width, low, entries.astype(np.int32), frequencies, _NO_ESCAPES)
 
-    def decode_segment(self, segment: Bytes, escapes: int, slots: Slots, out: Symbols) -> None:
-        from rdo_kernels.cpu import rans
+    def with_escapes(self, escapes: NDArray[np.int64]) -> Table:
+        """The same with these numbers of escaped symbols."""
+        return replace(self, escapes=escapes)
 
-        begin = 4 * self.layout.lanes
-        middle = begin + 4 * -(-escapes * self.width // 32)
-        if segment.size < middle or escapes > out.size:
-            raise CoderError(f"a segment of {segment.size} bytes cannot hold its states and {escapes} escaped symbols")
-        states = segment[:begin].view("<u4").astype(np.uint32)
-        words = segment[middle:].view("<u2").astype(np.uint16, copy=False)
-        used = rans.decode(words, states, slots.values, slots.steps, self.precision, out)
-        padded = words.size > 0 and used == words.size - 1 and not words[-1]
-        if not (used == words.size or padded) or (states != rans.LOW).any():
+    def decode(self, payload: Bytes, lengths: NDArray[np.int64], first: int, out: Symbols) -> None:
+        from rdo_kernels.cpu import rans_loops
+
+        size, segments = min(1 << self.segment_log2, out.size), len(lengths)
+        counts = np.minimum(out.size - np.arange(segments) * size, size)
+        escapes = self.escapes[first : first + segments] if self.width else np.zeros(segments, np.int64)
+        self._check(payload, lengths, counts, escapes)
+        ends = np.cumsum(lengths)
+        begins = ends - lengths
+        middles = begins + 4 * self.lanes
+        firsts = middles + 4 * -(-escapes * self.width // 32)
+        states = np.stack([payload[begin : begin + 4 * self.lanes] for begin in begins]).view("<u4").astype(np.uint32)
+        words = payload.view("<u2").astype(np.uint16, copy=False)
+        model = self.values, self.frequencies, self.precision
+        used = rans_loops.decode(words, firsts >> 1, ends >> 1, states, *model, size, out)
+        missing = (ends >> 1) - used
+        # One word of zeros may fill a segment.
+        padded = (missing == 1) & (words[(ends >> 1) - 1] == 0)
+        if ((missing != 0) & ~padded).any() or (states != rans_loops.LOW).any():
             raise CoderError("the payload is truncated or damaged")
         if self.width:
-            self._fill_escapes(segment[begin:middle], escapes, out)
+            for number in range(segments):
+                data = payload[middles[number] : firsts[number]]
+                self._fill_escapes(data, int(escapes[number]), out[number * size : (number + 1) * size])
+
+    def _check(
+        self, payload: Bytes, lengths: NDArray[np.int64], counts: NDArray[np.int64], escapes: NDArray[np.int64]
+    ) -> None:
+        """Raise CoderError unless segments of these lengths can hold so many symbols, escaped ones among them."""
+        if int(lengths.sum()) != payload.size or (lengths % 4).any():
+            raise CoderError("a segment is no whole number of words")
+        if (escapes > counts).any() or (lengths < 4 * (self.lanes + -(-escapes * self.width // 32))).any():
+            raise CoderError("a segment cannot hold its states and the escaped symbols that the table announces")
+        # To encode a symbol multiplies a state q f + r by 1 + q (2^p - f) / (q f + r) or more, where q >= 1 and r < f.
+        growth = math.log2((1 + (1 << self.precision) / int(self.frequencies.max())) / 2)
+        if (counts * growth > 8 * lengths).any():
+            raise CoderError("a segment cannot hold as many symbols as it should")
 
     def _fill_escapes(self, data: Bytes, escapes: int, out: Symbols) -> None:
-        holes = np.flatnonzero(out == ESCAPE)
-        if len(holes) != escapes:
-            raise CoderError(f"the table announces {escapes} escaped symbols, the payload has {len(holes)}")
+        from rdo_kernels.cpu import symbols as loops
+
         symbols = _unpack(data, self.width, escapes) + self.low
         if escapes and int(symbols.max()) > MAX_SYMBOL:
             raise CoderError("a symbol lies beyond +-2^30")
-        out[holes] = symbols
+        found = int(loops.put_escaped(out, np.int32(ESCAPE), symbols.astype(np.int32)))
+        if found != escapes:
+            raise CoderError(f"the table announces {escapes} escaped symbols, the payload has {found}")
+
+
+_NO_ESCAPES = np.empty(0, np.int64)
 
 
 def _layout(count: int, model: Model) -> Layout:
-    size = next((s for s in _SEGMENT_SIZES_LOG2 if model.payload_bits * 2**s >= _SEGMENT_BITS * count), 22)
+    sizes = _SEGMENT_SIZES_LOG2
+    size = next((s for s in sizes if model.payload_bits * 2**s >= _SEGMENT_BITS * count), sizes[-1])
     return Layout.of(count, size)
 
 
@@ -212,17 +250,18 @@ def _single(histogram: Histogram) -> Bytes:
     return table.bytes()
 
 
-def _table(model: Model, layout: Layout, columns: NDArray[np.int64]) -> Bytes:
-    """``columns`` are int64 [segments, 2]: a fourth of each segment's length, and its number of escaped symbols."""
+def _table(model: Model, layout: Layout, escapes: NDArray[np.int64]) -> Bytes:
+    """``escapes`` are the numbers of escaped symbols of the segments, int64."""
     table = Writer()
     table.number(model.precision)
-    layout.write(table)
+    table.number(layout.lanes_log2)
     table.number(model.width)
     if model.width:
         table.signed(model.low)
     table.ascending(model.kept)
     table.numbers(model.frequencies)
-    table.numbers(columns[:, : 2 if model.width else 1].reshape(-1))
+    if model.width:
+        table.numbers(escapes)
     return table.bytes()
 
 

@@ -1,4 +1,4 @@
-"""Segments: stretches of symbols, each coded by itself, which threads share and of which one can be decoded alone."""
+"""Segments: stretches of symbols, each coded by itself, which threads share and of which any can be decoded alone."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rdo.coders.base import Bitstream, Bytes, Symbols, check_count
-from rdo.coders.varint import Reader, Writer
+from rdo.coders.base import Bitstream, Bytes, SegmentDecoder, Symbols
+from rdo.coders.varint import Reader
 from rdo.errors import CoderError
 
+MAX_COUNT = 2**40
+SIZES_LOG2 = range(12, 31)
+WHOLE = 40
+"""In place of a size: the one segment of a stream from before there were segments."""
+_TOGETHER = 2
+"""Segments that a thread decodes at once: two neighbours take a decoder of rANS little longer than one."""
 _MAX_LANES_LOG2 = 5
-_SIZES_LOG2 = range(12, 31)
 _DENSE_RANGE = 1 << 22
+
+Fetch = Callable[[int, int], Bytes]
+"""The bytes of the segments from the first number up to the second (exclusive), aligned to 4 bytes."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Segments of ``2**size_log2`` symbols, the last as long as it happens to be, in ``2**lanes_log2`` lanes each."""
+    """How an encoder divides symbols: segments of ``2**size_log2``, each of ``2**lanes_log2`` interleaved lanes."""
 
     lanes_log2: int
     size_log2: int
@@ -39,84 +47,129 @@ class Layout:
 
     def bounds(self, symbols: int) -> list[tuple[int, int]]:
         """Where each segment begins and ends."""
-        size = 1 << self.size_log2
-        return [(begin, min(begin + size, symbols)) for begin in range(0, symbols, size)]
+        return bounds(symbols, self.size_log2)
 
-    def write(self, table: Writer) -> None:
-        table.number(self.lanes_log2)
-        table.number(self.size_log2)
 
-    @classmethod
-    def read(cls, table: Reader) -> Layout:
-        layout = cls(table.number(), table.number())
-        if layout.lanes_log2 > _MAX_LANES_LOG2 or layout.size_log2 not in _SIZES_LOG2:
-            raise CoderError(
-                f"the table has 2^{layout.lanes_log2} lanes and segments of 2^{layout.size_log2} symbols; possible are "
-                f"up to 2^{_MAX_LANES_LOG2} lanes, and 2^{_SIZES_LOG2[0]} to 2^{_SIZES_LOG2[-1]} symbols"
-            )
-        return layout
+def bounds(symbols: int, size_log2: int) -> list[tuple[int, int]]:
+    """Where each segment of ``2**size_log2`` symbols begins and ends."""
+    size = 1 << size_log2
+    return [(begin, min(begin + size, symbols)) for begin in range(0, symbols, size)]
+
+
+def read_lanes(table: Reader) -> int:
+    """The binary logarithm of the number of lanes, from a table."""
+    lanes_log2 = table.number()
+    if lanes_log2 > _MAX_LANES_LOG2:
+        raise CoderError(f"the table has 2^{lanes_log2} lanes; possible are up to 2^{_MAX_LANES_LOG2}")
+    return lanes_log2
+
+
+def join(table: Bytes, segments: list[Bytes], size_log2: int) -> Bitstream:
+    """A bitstream of these segments."""
+    lengths = np.array([segment.size for segment in segments], np.int64)
+    payload = np.concatenate(segments) if segments else np.empty(0, np.uint8)
+    return Bitstream(table, payload, lengths, size_log2)
 
 
 @dataclass(frozen=True)
-class Index:
-    """Where the segments are in the payload.
+class Segments:
+    """Where the segments of ``count`` symbols are in their payload.
 
     Attributes:
-        offsets: int64 [segments + 1], in bytes, each a multiple of 4.
-        escapes: number of escaped symbols of each segment, int64 [segments]; zeros where there can be none.
+        offsets: int64 [segments + 1], in bytes.
     """
 
+    count: int
+    size_log2: int
     offsets: NDArray[np.int64]
-    escapes: NDArray[np.int64]
 
     @classmethod
-    def read(cls, table: Reader, segments: int, payload: Bytes, *, escapes: bool = False) -> Index:
-        """Read the end of a table. The segments fill the payload, or it is a CoderError."""
-        columns = table.numbers(segments * (1 + escapes)).reshape(segments, 1 + escapes)
-        table.end()
-        lengths = columns[:, 0]
+    def of(cls, lengths: NDArray[np.int64], payload_bytes: int, count: int, size_log2: int) -> Segments:
+        """Check that segments of these lengths (int64, none negative) can hold ``count`` symbols and fill the payload.
+
+        Raises:
+            CoderError: they cannot, or do not.
+        """
+        if not 0 <= count <= MAX_COUNT:
+            raise CoderError(f"cannot decode {count} symbols; the count must be between 0 and 2^40")
+        if size_log2 not in SIZES_LOG2 and size_log2 != WHOLE:
+            raise CoderError(f"segments of 2^{size_log2} symbols; 2^{SIZES_LOG2[0]} to 2^{SIZES_LOG2[-1]} are possible")
+        if len(lengths) != -(-count >> size_log2):
+            raise CoderError(f"{count} symbols take {-(-count >> size_log2)} segments, there are {len(lengths)}")
         # One by one first: a sum of forged lengths may wrap around.
-        if (lengths > payload.size).any() or 4 * int(lengths.sum()) != payload.size:
-            raise CoderError(f"the segments of the table do not fill the payload of {payload.size} bytes")
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(4 * lengths)])
-        return cls(offsets, columns[:, 1] if escapes else np.zeros(segments, np.int64))
+        if (lengths > payload_bytes).any() or int(lengths.sum()) != payload_bytes:
+            raise CoderError(f"the segments do not fill the payload of {payload_bytes} bytes")
+        return cls(count, size_log2, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
 
-    def segment(self, payload: Bytes, number: int) -> Bytes:
-        """A copy of one segment: aligned, while a payload lies anywhere in a file."""
-        return payload[self.offsets[number] : self.offsets[number + 1]].copy()
+    def runs(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Neighbouring segments, from a number up to another (exclusive), in which symbols ``begin`` to ``end`` are."""
+        if begin == end:
+            return []
+        last = -(-end >> self.size_log2)
+        return [(first, min(first + _TOGETHER, last)) for first in range(begin >> self.size_log2, last, _TOGETHER)]
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """The symbols of segments ``first`` to ``last`` (exclusive)."""
+        return first << self.size_log2, min(last << self.size_log2, self.count)
+
+    def fetch(self, payload: Bytes) -> Fetch:
+        """Segments out of a payload in memory. Copies: aligned, while a payload lies anywhere in a file."""
+        return lambda first, last: payload[self.offsets[first] : self.offsets[last]].copy()
 
 
-def check_range(stream: Bitstream, count: int, begin: int, end: int) -> None:
-    """Raise CoderError unless ``begin`` to ``end`` are some of ``count`` symbols that a stream can hold."""
-    check_count(count)
-    if not 0 <= begin <= end <= count:
-        raise CoderError(f"cannot decode symbols {begin} to {end} of {count}")
-    if not count and stream.nbytes:
-        raise CoderError("no symbols are announced, yet there are bytes")
+@dataclass(frozen=True)
+class Stream:
+    """All that is needed to decode any part of a tensor's symbols."""
 
+    decoder: SegmentDecoder
+    segments: Segments
+    fetch: Fetch
 
-def decode_segments(
-    layout: Layout, count: int, begin: int, end: int, decode: Callable[[int, Symbols], None]
-) -> Symbols:
-    """Symbols ``begin`` to ``end`` of ``count``; ``decode(number, out)`` fills ``out`` with one whole segment."""
-    from rdo_kernels.cpu import threads
+    def symbols(self, begin: int, end: int) -> Symbols:
+        """Symbols ``begin`` to ``end`` (exclusive).
 
-    symbols = np.empty(end - begin, np.int32)
+        Raises:
+            CoderError: a segment with one of them is damaged; others are not looked at.
+        """
+        from rdo_kernels.cpu import threads
 
-    def decode_into_place(number: int) -> None:
-        first = number << layout.size_log2
-        last = min(first + (1 << layout.size_log2), count)
-        if begin <= first and last <= end:
-            decode(number, symbols[first - begin : last - begin])
-            return
-        segment = np.empty(last - first, np.int32)
-        decode(number, segment)
-        low, high = max(begin, first), min(end, last)
-        symbols[low - begin : high - begin] = segment[low - first : high - first]
+        symbols = np.empty(end - begin, np.int32)
 
-    if begin < end:
-        threads.share(decode_into_place, range(begin >> layout.size_log2, layout.count(end)))
-    return symbols
+        def decode(run: tuple[int, int]) -> None:
+            first, last = self.segments.span(*run)
+            if begin <= first and last <= end:
+                self._decode(run, symbols[first - begin : last - begin])
+            else:
+                part = np.empty(last - first, np.int32)
+                self._decode(run, part)
+                low, high = max(begin, first), min(end, last)
+                symbols[low - begin : high - begin] = part[low - first : high - first]
+
+        threads.share(decode, self.segments.runs(begin, end))
+        return symbols
+
+    def each(self, begin: int, end: int, deliver: Callable[[int, Symbols], None]) -> None:
+        """Call ``deliver(at, symbols)`` for pieces of ``begin`` to ``end``, from several threads, in any order.
+
+        ``at`` is the place of the first of these symbols in the tensor.
+
+        Raises:
+            CoderError: as :meth:`symbols`.
+        """
+        from rdo_kernels.cpu import threads
+
+        def decode(run: tuple[int, int]) -> None:
+            first, last = self.segments.span(*run)
+            part = np.empty(last - first, np.int32)
+            self._decode(run, part)
+            low, high = max(begin, first), min(end, last)
+            deliver(low, part[low - first : high - first])
+
+        threads.share(decode, self.segments.runs(begin, end))
+
+    def _decode(self, run: tuple[int, int], out: Symbols) -> None:
+        lengths = np.diff(self.segments.offsets[run[0] : run[1] + 1])
+        self.decoder.decode(self.fetch(*run), lengths, run[0], out)
 
 
 class Places:

@@ -260,6 +260,14 @@ def dequantize(chunk, width, floats, symbols):  # type: ignore[no-untyped-def]
             _narrow(values, chunk[ADDRESSES] + 2 * begin, kind)
 
 
+@njit(**_OPTIONS)
+def dequantize_part(symbols, steps, row, at, weights, kind):  # type: ignore[no-untyped-def]
+    """Write the weights of int32 symbols, of which the first is number ``at`` of its tensor, to an address."""
+    chunk = np.array([symbols.size, 0, weights, 0, 0, row, at % row, kind])
+    chunk[ADDRESSES + 1], chunk[STEPS] = symbols.ctypes.data, steps.ctypes.data + 4 * (at // row)
+    dequantize(chunk, 4, np.empty(_RUN, np.float32), np.empty(_RUN, np.int32))
+
+
 @cfunc(types.void(types.CPointer(types.int64)), cache=True)  # type: ignore[no-untyped-call]
 def work(pointer):  # type: ignore[no-untyped-def]
     """One thread's share of a job: it takes the next chunk until none is left.

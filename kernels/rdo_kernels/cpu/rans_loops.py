@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdo_kernels.cpu import lanes, rans, rans_lanes
+from rdo_kernels.cpu.rans import LOW
+
+__all__ = ["LOW", "decode", "encode"]
 
 Int64s = NDArray[np.int64]
 _PRECISIONS = range(8, 17)
@@ -61,14 +64,15 @@ def decode(
     precision: int,
     size: int,
     out: NDArray[np.int32],
-) -> bool:
+) -> Int64s:
     """Decode into ``out`` [n]: the symbol with frequency ``frequencies[k]`` is ``values[k]``. Trusts nothing.
 
     Segments are decoded two at a time, which takes little longer than one.
 
-    Segment i has the words ``words[begins[i] : ends[i]]``. Overwrites ``states`` [segments, lanes]. Returns whether
-    each segment used exactly its words and ended in the states in which the encoder began; if not, ``out`` holds
-    anything. Each may begin and end anywhere in ``words``, so that these can be a view of a whole payload.
+    Segment i has the words ``words[begins[i] : ends[i]]``; each may begin and end anywhere in ``words``, so that these
+    can be a view of a whole payload. Overwrites ``states`` [segments, lanes] with those at the end, which must all be
+    ``LOW``. Returns where the words that each segment used end: int64 [segments], if all is well ``ends``, else
+    anything, and so is what ``out`` holds.
 
     Raises:
         ValueError: the arrays do not fit together.
@@ -85,16 +89,16 @@ def decode(
         # Arrays that cannot be written would be compiled for a second time.
         words = words if words.flags.writeable else words.copy()
         rans_lanes.decode(words, positions, states, tables, values, frequencies, starts, precision, size, out)
-        whole = bool((positions == ends).all())
-    else:
-        steps = (np.repeat(frequencies - 1, frequencies) << 16) + np.arange(1 << precision)
-        steps -= np.repeat(starts, frequencies)
-        table = np.repeat(values, frequencies), steps.astype(np.uint32), precision
-        whole = True
-        for segment, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-            part = out[segment * size : (segment + 1) * size]
-            whole &= rans.decode(words[begin:end], states[segment], *table, part) == end - begin
-    return whole and bool((states == rans.LOW).all())
+        return positions
+    steps = (np.repeat(frequencies - 1, frequencies) << 16) + np.arange(1 << precision)
+    steps -= np.repeat(starts, frequencies)
+    table = np.repeat(values, frequencies), steps.astype(np.uint32), precision
+    positions = begins.astype(np.int64)
+    for segment, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        part = out[segment * size : (segment + 1) * size]
+        used = rans.decode(words[begin:end], states[segment], *table, part)
+        positions[segment] = begin + used if used >= 0 else -1
+    return positions
 
 
 def _starts(frequencies: Int64s, precision: int) -> Int64s:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -13,13 +14,27 @@ import torch
 A = TypeVar("A")
 B = TypeVar("B")
 
+_own = threading.local()
+"""Of a thread of the pool: ``busy``."""
+
 
 def share(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """``map``, results in order. ``function`` must not itself share; of exceptions the first in order is raised."""
+    """``map``, results in order; of exceptions the first in order is raised, and what has not begun then never begins.
+
+    A piece of work that shares its own work out does it all by itself: threads do not multiply.
+    """
     threads = torch.get_num_threads()
-    if threads == 1 or len(items) < 2:
+    if threads == 1 or len(items) < 2 or getattr(_own, "busy", False):
         return [function(item) for item in items]
-    return list(_pool(os.getpid(), threads).map(function, items))
+
+    def work(item: A) -> B:
+        _own.busy = True
+        try:
+            return function(item)
+        finally:
+            _own.busy = False
+
+    return list(_pool(os.getpid(), threads).map(work, items))
 
 
 @cache
