@@ -99,6 +99,13 @@ def _index(model: Model) -> Callable[[Symbols], tuple[NDArray[np.uint16], int]]:
     from rdo_kernels.cpu import symbols as loops
 
     low, reach = int(model.kept[0]), int(model.kept[-1] - model.kept[0]) + 1
+    if reach == len(model.kept) < 1 << 16:
+
+        def subtract(symbols: Symbols) -> tuple[NDArray[np.uint16], int]:
+            indices = np.empty(symbols.size, np.uint16)
+            return indices, int(loops.index_run(symbols, low, reach, indices))
+
+        return subtract
     if reach > _DENSE_RANGE:
         places = Places(model.kept)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import int32, njit, uint16, uint32
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "boundscheck": False}
 _TABLES = 4
@@ -16,9 +16,10 @@ _RUN = 256
 @njit(**_OPTIONS)
 def bounds(symbols):  # type: ignore[no-untyped-def]
     """The smallest and the largest of int32 symbols [n >= 1]."""
-    low = high = symbols[0]
-    for symbol in symbols:
-        low, high = min(low, symbol), max(high, symbol)
+    low, high = int32(symbols[0]), int32(symbols[0])
+    for i in range(symbols.size):
+        low = int32(min(low, int32(symbols[i])))
+        high = int32(max(high, int32(symbols[i])))
     return low, high
 
 
@@ -59,6 +60,21 @@ def index(symbols, low, places, indices):  # type: ignore[no-untyped-def]
         for i in range(run.size):
             found[i] = places[min(np.uint64(np.int64(run[i]) - low), others)]
         escapes += _count(found, places[others])
+    return escapes
+
+
+@njit(**_OPTIONS)
+def index_run(symbols, low, others, indices):  # type: ignore[no-untyped-def]
+    """As :func:`index` for places that count up from that of ``low``: how far a symbol is above it, or ``others``.
+
+    Symbols and ``low`` are within +-2**30; ``others`` is below 2**16.
+    """
+    bound, escapes = uint32(others), 0
+    for begin in range(0, symbols.size, _RUN):
+        run, found = symbols[begin : begin + _RUN], indices[begin : begin + _RUN]
+        for i in range(run.size):
+            found[i] = uint16(min(uint32(int32(run[i]) - int32(low)), bound))
+        escapes += _count(found, uint16(others))
     return escapes
 
 
