@@ -24,8 +24,10 @@ from rdo.rate_distortion import STEPS_PER_OCTAVE, Curve, Point, allocate
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with how much is done, how much there is in all, and what is being done."""
 
+_COARSE = STEPS_PER_OCTAVE // 4
 _REACH = 2 * STEPS_PER_OCTAVE
-"""How far from the step that suits all tensors alike that of one is looked for, and zero beyond."""
+"""How far from the step that suits all tensors alike that of one is looked for, and zero beyond. Every eighth step
+there is tried, then all around the best."""
 _TOLERANCE = 5e-4
 """How far below the size asked for, as a share of it, a file may be before another is tried."""
 _TRIALS = 24
@@ -105,15 +107,25 @@ def steps_for_bits(
 
     curves = in_threads(measured, names)
     middle = _common_index(curves, budget - fixed)
-    done = count()
+    done = count(1)
 
-    def points(curve: Curve) -> list[Point]:
-        found = [curve.at(middle + offset) for offset in range(-_REACH, _REACH + 1)]
-        report(next(done) + 1, len(names), "measuring tensors")
+    def coarse(curve: Curve) -> list[Point]:
+        found = [curve.at(middle + offset) for offset in range(-_REACH, _REACH + 1, _COARSE)]
+        report(next(done), 2 * len(names), "measuring tensors")
         return [*found, curve.zero()]
 
-    chosen = allocate(in_threads(points, curves), budget - fixed)
-    slope = STEPS_PER_OCTAVE * sum(curve.at(middle).rate - curve.at(middle + 1).rate for curve in curves)
+    def fine(item: tuple[Curve, list[Point], Point]) -> list[Point]:
+        curve, found, best = item
+        if best.step < curve.coarsest:
+            around = curve.index_of(best.step)
+            found = found + [curve.at(around + offset) for offset in range(-_COARSE, _COARSE + 1)]
+        report(next(done), 2 * len(names), "measuring tensors")
+        return found
+
+    points = in_threads(coarse, curves)
+    chosen = allocate(points, budget - fixed)
+    chosen = allocate(in_threads(fine, zip(curves, points, chosen, strict=True)), budget - fixed)
+    slope = 4 * sum(curve.at(middle).rate - curve.at(middle + _COARSE).rate for curve in curves)
 
     limits = [
         (math.log2(curve.finest / point.step), math.log2(curve.coarsest / point.step))
@@ -128,7 +140,7 @@ def steps_for_bits(
         return AllocatedQuantizer(steps, bits, distortion, dead_zone=dead_zone)
 
     def size_at(octaves: float) -> int:
-        report(len(names), len(names), "writing a trial file")
+        report(2 * len(names), 2 * len(names), "writing a trial file")
         return written(scaled(octaves)).file_bytes
 
     finest, coarsest = min(limit[0] for limit in limits), max(limit[1] for limit in limits)
@@ -138,7 +150,8 @@ def steps_for_bits(
     if octaves <= finest and size < (1 - _TOLERANCE) * budget:
         raise ConfigError(
             f"{bits:g} bits per parameter are {budget:,.0f} bytes, but with the finest steps that float32 can tell "
-            f"apart the file has only {size:,} ({8 * size / first.parameters:.3f} bits per parameter); ask for at most that"
+            f"apart the file has only {size:,} ({8 * size / first.parameters:.3f} bits per parameter); ask for at "
+            "most that"
         )
     return scaled(octaves)
 
@@ -168,7 +181,8 @@ def nearest_below(
         tried.append((octaves, size))
         if size <= budget:
             high = octaves
-            best = (octaves, size) if best is None or size > best[1] else best
+            if best is None or (size, -octaves) > (best[1], -best[0]):
+                best = (octaves, size)
             if size >= (1 - _TOLERANCE) * budget or octaves <= finest:
                 break
         else:

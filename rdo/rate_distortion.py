@@ -17,8 +17,8 @@ import rdo_kernels
 from rdo.coders import EntropyCoder
 from rdo.coders.base import Histogram
 
-STEPS_PER_OCTAVE = 8
-_SAMPLE = 1 << 16
+STEPS_PER_OCTAVE = 32
+_SAMPLE = 1 << 17
 _GOLDEN = 0.6180339887498949
 _LEAST_STEP = 1e-37
 
@@ -34,7 +34,7 @@ class Point(NamedTuple):
 class Curve:
     """Rate and distortion of one tensor, measured when they are asked for.
 
-    A tensor of more than 65,536 weights is represented by as many of them, spread evenly over it.
+    A tensor of more than 131,072 weights is represented by as many of them, spread evenly over it.
 
     Args:
         weight: floating-point, any size but empty, finite.
@@ -69,8 +69,8 @@ class Curve:
         return max(2.0**-24 * self._largest, _LEAST_STEP) if self._largest else 1.0
 
     def index_of(self, step: float) -> int:
-        """The place of a step on the grid, rounded up."""
-        return math.ceil(STEPS_PER_OCTAVE * math.log2(step * math.sqrt(self._weight)))
+        """The place of a step on the grid, rounded to the nearest."""
+        return round(STEPS_PER_OCTAVE * math.log2(step * math.sqrt(self._weight)))
 
     def at(self, index: int) -> Point:
         """The point of the step ``2^(index / STEPS_PER_OCTAVE)`` over the root of what a squared error counts.
