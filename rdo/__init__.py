@@ -1,5 +1,6 @@
 """Rate-distortion optimised training and compression of neural network weights (BackSlash)."""
 
+from rdo.allocation import steps_for_bits
 from rdo.attach import Attachment, attach
 from rdo.checkpoint import inspect_compressed, load_compressed, save_compressed
 from rdo.coders import CODERS
@@ -20,4 +21,5 @@ __all__ = [
     "inspect_compressed",
     "load_compressed",
     "save_compressed",
+    "steps_for_bits",
 ]

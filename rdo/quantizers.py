@@ -8,6 +8,7 @@ side information.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NoReturn
 
@@ -65,8 +66,8 @@ class Quantizer(ABC):
             raise ConfigError(f"dead_zone must be 0 or more (in steps), got {self.dead_zone}")
 
     @abstractmethod
-    def steps(self, weight: Tensor) -> Tensor:
-        """Return the float32 steps for a float32 tensor: size [] or [rows].
+    def steps(self, weight: Tensor, name: str = "tensor") -> Tensor:
+        """Return the float32 steps for the float32 tensor of this name: size [] or [rows].
 
         Weights are checked while they are rounded, so some may be NaN or infinite; such a tensor's steps are not used.
         """
@@ -104,7 +105,7 @@ class Quantizer(ABC):
         if not weight.is_floating_point():
             raise ConfigError(f"{name}: cannot quantise {weight.dtype}; only floating-point tensors have a rate")
         values = weight.detach().to(torch.float32)
-        return values, self.steps(values)
+        return values, self.steps(values, name)
 
     @staticmethod
     def _refuse(values: Tensor, steps: Tensor, name: str) -> NoReturn:
@@ -120,7 +121,7 @@ class Quantizer(ABC):
         )
 
     def config(self) -> dict[str, Any]:
-        """A JSON-able description from which :func:`quantizer_from_config` builds an equal quantizer."""
+        """A JSON-able description: how the steps are chosen, and whether zero has a wider cell."""
         return {"name": self.name, **asdict(self)}
 
 
@@ -136,7 +137,7 @@ class UniformQuantizer(Quantizer):
         if not 1e-30 <= self.step <= 1e30:
             raise ConfigError(f"step must be a positive number (1e-30 to 1e30), got {self.step}")
 
-    def steps(self, weight: Tensor) -> Tensor:
+    def steps(self, weight: Tensor, name: str = "tensor") -> Tensor:
         return torch.tensor(self.step, dtype=torch.float32, device=weight.device)
 
 
@@ -158,7 +159,7 @@ class RelativeQuantizer(Quantizer):
         if self.granularity not in ("tensor", "row"):
             raise ConfigError(f"granularity must be 'tensor' or 'row', got {self.granularity!r}")
 
-    def steps(self, weight: Tensor) -> Tensor:
+    def steps(self, weight: Tensor, name: str = "tensor") -> Tensor:
         if self.granularity == "row":
             rows = weight.reshape(-1, row_length(weight.shape))
         else:
@@ -170,14 +171,41 @@ class RelativeQuantizer(Quantizer):
         return steps if self.granularity == "row" else steps[0]
 
 
+@dataclass(frozen=True)
+class AllocatedQuantizer(Quantizer):
+    """A step for each tensor by its name, as :func:`rdo.allocation.steps_for_bits` finds them.
+
+    Args:
+        step_of: the step of each tensor, positive. A file holds them beside the streams, not in its description.
+        bits: the bits per parameter that they were found for.
+        distortion: ``"absolute"`` or ``"relative"``, the error that they make small.
+    """
+
+    name: ClassVar[str] = "allocated"
+    step_of: Mapping[str, float] = field(hash=False)
+    bits: float
+    distortion: str
+
+    def steps(self, weight: Tensor, name: str = "tensor") -> Tensor:
+        if name not in self.step_of:
+            raise ConfigError(
+                f"{name}: no step was allocated to this tensor; allocate steps for the model that is quantised, with "
+                "the same `compressible`"
+            )
+        return torch.tensor(self.step_of[name], dtype=torch.float32, device=weight.device)
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, "bits": self.bits, "distortion": self.distortion, "dead_zone": self.dead_zone}
+
+
 _QUANTIZERS: dict[str, type[Quantizer]] = {"uniform": UniformQuantizer, "relative": RelativeQuantizer}
 
 
 def quantizer_from_config(config: dict[str, Any]) -> Quantizer:
-    """Build a quantizer from what :meth:`Quantizer.config` returned.
+    """Build a quantizer equal to that whose :meth:`Quantizer.config` this is.
 
     Raises:
-        ConfigError: the name or an option is not known.
+        ConfigError: the name or an option is not known, or the quantizer was allocated, of which the steps are needed.
     """
     options = dict(config)
     kind = _QUANTIZERS.get(str(options.pop("name", "")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rdo_harness import cli_inspect
 from rdo_harness.cli_options import Commands, add_steps, print_json, quantizer_from
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from rdo.checkpoint import CheckpointInfo
+    from rdo.quantizers import Quantizer
 
 _COMPRESS = """\
 Quantise the matrices of a model (2 axes or more), entropy-code them, and store the other tensors as they are. A file
@@ -23,6 +24,7 @@ model.rdo and copies of whatever holds no weights."""
 _COMPRESS_EXAMPLES = """\
 examples:
   rdo compress model.safetensors model.rdo
+  rdo compress model.safetensors model.rdo --bits 2.0
   rdo compress model.safetensors model.rdo --step 2^-10 --dead-zone 0.1
   rdo compress bert-base/ bert-base-rdo/ --relative-step 0.3 --granularity row --coder huffman
 """
@@ -53,7 +55,18 @@ def _add_compress(commands: Commands) -> None:
     )
     parser.add_argument("source", type=Path, metavar="IN", help=".safetensors file or model directory")
     parser.add_argument("out", type=Path, metavar="OUT", help="file or directory to write")
-    add_steps(parser)
+    add_steps(parser).add_argument(
+        "--bits",
+        type=float,
+        metavar="B",
+        help="find the steps with which the file has at most B bits per parameter, everything in it included",
+    )
+    parser.add_argument(
+        "--distortion",
+        choices=("absolute", "relative"),
+        help="the squared error that --bits makes small: of the weights, or over the mean square of their tensor "
+        "(default: relative)",
+    )
     parser.add_argument(
         "--granularity", choices=("tensor", "row"), help="what --relative-step is relative to (default: tensor)"
     )
@@ -107,7 +120,9 @@ def _compress(arguments: argparse.Namespace) -> int:
     from rdo_harness.model_files import COMPRESSED, check_output, plain_tensors, write_model
 
     source, out = arguments.source, arguments.out
-    quantizer, raw_dtype = quantizer_from(arguments), _dtype(arguments.raw_dtype)
+    _check_bits(arguments)
+    quantizer = quantizer_from(arguments) if arguments.bits is None else None
+    raw_dtype = _dtype(arguments.raw_dtype)
     if not source.is_dir() and out.suffix == ".safetensors":
         better = out.with_suffix(".rdo").name
         raise ConfigError(f"{out}: loaders take *.safetensors for plain weights; call it {better}")
@@ -116,7 +131,10 @@ def _compress(arguments: argparse.Namespace) -> int:
     written: list[CheckpointInfo] = []
     with plain_tensors(source) as tensors:
         plain_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        options = {"quantizer": quantizer, "coder": arguments.coder, "raw_dtype": raw_dtype}
+        options = {"coder": arguments.coder, "raw_dtype": raw_dtype}
+        if quantizer is None:
+            quantizer = _allocated(tensors, arguments, options)
+        options["quantizer"] = quantizer
         file = write_model(
             source, out, COMPRESSED, lambda path: written.append(save_compressed(tensors, path, **options))
         )
@@ -127,8 +145,29 @@ def _compress(arguments: argparse.Namespace) -> int:
     print(
         f"{info.coded_bits_per_parameter:.3f} bits per coded parameter; "
         f"{info.bits_per_parameter:.3f} bits per parameter with everything in the file"
+        + (f" (--bits {arguments.bits:g})" if arguments.bits is not None else "")
     )
     return 0
+
+
+def _check_bits(arguments: argparse.Namespace) -> None:
+    from rdo.errors import ConfigError
+
+    if arguments.bits is None and arguments.distortion is not None:
+        raise ConfigError("--distortion says what --bits makes small: give --bits, too")
+    if arguments.bits is not None and arguments.granularity is not None:
+        raise ConfigError("--granularity needs --relative-step; --bits finds one step for each tensor")
+
+
+def _allocated(tensors: dict[str, torch.Tensor], arguments: argparse.Namespace, options: dict[str, Any]) -> Quantizer:
+    from rdo.allocation import steps_for_bits
+    from rdo_harness.progress_bar import progress_bar
+
+    distortion, dead_zone = arguments.distortion or "relative", arguments.dead_zone
+    with progress_bar() as progress:
+        return steps_for_bits(
+            tensors, arguments.bits, distortion=distortion, dead_zone=dead_zone, progress=progress, **options
+        )
 
 
 def _decompress(arguments: argparse.Namespace) -> int:

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def add_steps(parser: argparse.ArgumentParser) -> None:
-    """Add ``--step`` and ``--relative-step``, of which one may be given; :func:`quantizer_from` reads them."""
+def add_steps(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Add ``--step`` and ``--relative-step``, of which one may be given; :func:`quantizer_from` reads them.
+
+    Returns:
+        The group, for further options that exclude these.
+    """
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--step", metavar="STEP", help="quantisation step, like 2^-8 or 0.004 (default: 2^-8)")
     steps.add_argument(
         "--relative-step", type=float, metavar="R", help="step as a multiple of the root mean square of each tensor"
     )
+    return steps
 
 
 def quantizer_from(arguments: argparse.Namespace) -> Quantizer:

@@ -95,6 +95,23 @@ def test_a_file_goes_there_and_back(
     assert same(load_file(back), expected(state, quantizer))
 
 
+@pytest.mark.parametrize("options", [[], ["--distortion", "absolute", "--dead-zone", "0.1", "--coder", "huffman"]])
+def test_a_size_in_bits_per_parameter(plain: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    out, bits = plain.with_name("model.rdo"), 5.0
+    report = run_json(capsys, "compress", plain, out, "--bits", bits, *options)
+    assert 8 * out.stat().st_size / (60 * 64 + 32 * 64 + 32 + 6) == report["bits_per_parameter"]
+    assert 0.98 * bits <= report["bits_per_parameter"] <= bits
+    quantizer = inspect_compressed(out).tensors[0].quantizer
+    assert quantizer is not None
+    assert (quantizer["name"], quantizer["bits"]) == ("allocated", bits)
+    assert quantizer["distortion"] == ("absolute" if options else "relative")
+    assert cli.main(["compress", str(plain), str(out), "--force", "--bits", "5", *options]) == 0
+    assert f"{report['bits_per_parameter']:.3f} bits per parameter with everything in the file (--bits 5)" in (
+        capsys.readouterr().out
+    )
+    assert cli.main(["decompress", str(out), str(plain.with_name("back.safetensors"))]) == 0
+
+
 def test_dtypes_on_the_way(plain: Path, state: dict[str, Tensor], capsys: pytest.CaptureFixture[str]) -> None:
     out, back = plain.with_name("model.rdo"), plain.with_name("back.safetensors")
     assert cli.main(["compress", str(plain), str(out), "--raw-dtype", "bfloat16"]) == 0
@@ -208,6 +225,12 @@ def test_misuse_is_exit_code_2_and_one_line(plain: Path, capsys: pytest.CaptureF
         (["compress", plain, out, "--step", "two"], "2^-8"),
         (["compress", plain, out, "--granularity", "row"], "--relative-step"),
         (["compress", plain, out, "--dead-zone", "-1"], "dead_zone"),
+        (["compress", plain, out, "--bits", "0"], "bits must be a positive number"),
+        (["compress", plain, out, "--bits", "nan"], "bits must be a positive number"),
+        (["compress", plain, out, "--bits", "0.5"], "no steps give less than"),
+        (["compress", plain, out, "--bits", "40"], "nothing to choose"),
+        (["compress", plain, out, "--bits", "4", "--granularity", "row"], "--bits finds one step for each tensor"),
+        (["compress", plain, out, "--distortion", "absolute"], "give --bits"),
         (["compress", plain, out, "--raw-dtype", "int8"], "bfloat16"),
         (["compress", plain, folder / "x.safetensors"], "x.rdo"),
         (["compress", plain, plain], ".rdo"),
@@ -227,9 +250,11 @@ def test_misuse_is_exit_code_2_and_one_line(plain: Path, capsys: pytest.CaptureF
         assert message in error, arguments
         assert error.count("\n") == 1, arguments
     assert sorted(os.listdir(folder)) == ["empty", "model.bin", "model.safetensors"]
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["compress", str(plain), str(out), "--step", "1", "--relative-step", "1"])
-    assert caught.value.code == 2
+    for second in (["--relative-step", "1"], ["--bits", "2"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["compress", str(plain), str(out), "--step", "1", *second])
+        assert caught.value.code == 2
+        assert f"{second[0]}: not allowed with argument --step" in capsys.readouterr().err
 
 
 def test_failures_are_exit_code_1_and_one_line(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
