@@ -2,7 +2,7 @@
 
 from rdo.allocation import steps_for_bits
 from rdo.attach import Attachment, attach
-from rdo.checkpoint import inspect_compressed, load_compressed, save_compressed
+from rdo.checkpoint import inspect_compressed, load_compressed, save_compressed, verify_compressed
 from rdo.coders import CODERS
 from rdo.constraint import RateConstraint
 from rdo.entropy import ENTROPY_MODELS
@@ -22,4 +22,5 @@ __all__ = [
     "load_compressed",
     "save_compressed",
     "steps_for_bits",
+    "verify_compressed",
 ]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from rdo.checkpoint import CheckpointInfo, save_compressed
-from rdo.checkpoint.threads import in_threads
-from rdo.checkpoint.writer import Compressible
-from rdo.coders import EntropyCoder, make_coder
+from rdo.checkpoint.writer import Coder, Compressible
+from rdo.coders import make_coders
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer, Quantizer, RelativeQuantizer
 from rdo.rate_distortion import STEPS_PER_OCTAVE, Curve, Point, allocate
+from rdo_kernels.cpu import threads
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with how much is done, how much there is in all, and what is being done."""
@@ -42,7 +42,7 @@ def steps_for_bits(
     distortion: str = "relative",
     importance: Mapping[str, float] | None = None,
     dead_zone: float = 0.0,
-    coder: EntropyCoder | str = "rans",
+    coder: Coder | Sequence[Coder] | None = None,
     compressible: Compressible | None = None,
     raw_dtype: torch.dtype | None = None,
     progress: Progress | None = None,
@@ -64,7 +64,7 @@ def steps_for_bits(
         importance: what the distortion of a tensor counts, by its name, positive; 1 for those not named. A tied tensor
             goes by the first of its names.
         dead_zone: as for quantizers.
-        coder, compressible, raw_dtype: as for ``save_compressed``.
+        coder, compressible, raw_dtype: as for ``save_compressed``. Of several coders the first measures the tensors.
         progress: hears of the tensors that are measured.
 
     Raises:
@@ -76,13 +76,13 @@ def steps_for_bits(
     if distortion not in ("absolute", "relative"):
         raise ConfigError(f"distortion must be 'absolute' or 'relative', got {distortion!r}")
     state = model_or_state_dict.state_dict() if isinstance(model_or_state_dict, nn.Module) else model_or_state_dict
-    coder = make_coder(coder) if isinstance(coder, str) else coder
+    coders = make_coders("rans" if coder is None else coder)
     counted = _checked_importance(importance or {}, state)
 
     def written(quantizer: Quantizer) -> CheckpointInfo:
         with tempfile.TemporaryDirectory(prefix="rdo-") as folder:
             path = os.path.join(folder, "trial.rdo")
-            options = {"coder": coder, "compressible": compressible, "raw_dtype": raw_dtype}
+            options = {"coder": coders, "compressible": compressible, "raw_dtype": raw_dtype}
             return save_compressed(state, path, quantizer=quantizer, **options)  # type: ignore[arg-type]
 
     report = progress if progress is not None else lambda *_: None
@@ -103,9 +103,9 @@ def steps_for_bits(
 
     def measured(name: str) -> Curve:
         relative, weight = distortion == "relative", counted.get(name, 1.0)
-        return Curve(state[name], coder, relative=relative, importance=weight, dead_zone=dead_zone)
+        return Curve(state[name], coders[0], relative=relative, importance=weight, dead_zone=dead_zone)
 
-    curves = in_threads(measured, names)
+    curves = threads.share(measured, names)
     middle = _common_index(curves, budget - fixed)
     done = count(1)
 
@@ -122,9 +122,9 @@ def steps_for_bits(
         report(next(done), 2 * len(names), "measuring tensors")
         return found
 
-    points = in_threads(coarse, curves)
+    points = threads.share(coarse, curves)
     chosen = allocate(points, budget - fixed)
-    chosen = allocate(in_threads(fine, zip(curves, points, chosen, strict=True)), budget - fixed)
+    chosen = allocate(threads.share(fine, list(zip(curves, points, chosen, strict=True))), budget - fixed)
     slope = 4 * sum(curve.at(middle).rate - curve.at(middle + _COARSE).rate for curve in curves)
 
     limits = [
@@ -204,7 +204,7 @@ def _common_index(curves: Sequence[Curve], budget: float) -> int:
     high = max(curve.index_of(curve.coarsest) for curve in curves)
     while low < high:
         middle = (low + high) // 2
-        if sum(point.rate for point in in_threads(methodcaller("at", middle), curves)) <= budget:
+        if sum(point.rate for point in threads.share(methodcaller("at", middle), curves)) <= budget:
             high = middle
         else:
             low = middle + 1

@@ -1,4 +1,4 @@
-"""The commands on files: ``rdo compress``, ``decompress``, and those of :mod:`rdo_harness.cli_inspect`."""
+"""The commands on files: ``rdo compress``, ``decompress``, and those that look into them and check them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdo_harness import cli_inspect
+from rdo_harness import cli_inspect, cli_verify
 from rdo_harness.cli_options import Commands, add_steps, print_json, quantizer_from
 from rdo_harness.tables import human_bytes
 
@@ -26,7 +26,8 @@ examples:
   rdo compress model.safetensors model.rdo
   rdo compress model.safetensors model.rdo --bits 2.0
   rdo compress model.safetensors model.rdo --step 2^-10 --dead-zone 0.1
-  rdo compress bert-base/ bert-base-rdo/ --relative-step 0.3 --granularity row --coder huffman
+  rdo compress bert-base/ bert-base-rdo/ --relative-step 0.3 --granularity row --coder rans,huffman
+  rdo compress bert-base/ bert-base-rdo/ --lossless
 """
 _DECOMPRESS = """\
 Write the decoded weights as plain safetensors that any tool reads. Tied tensors, which the compressed file stores once,
@@ -39,10 +40,11 @@ examples:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add the four commands; each sets ``func``, which takes the parsed arguments and returns an exit code."""
+    """Add the commands; each sets ``func``, which takes the parsed arguments and returns an exit code."""
     _add_compress(commands)
     _add_decompress(commands)
     cli_inspect.add_commands(commands)
+    cli_verify.add_command(commands)
 
 
 def _add_compress(commands: Commands) -> None:
@@ -55,7 +57,9 @@ def _add_compress(commands: Commands) -> None:
     )
     parser.add_argument("source", type=Path, metavar="IN", help=".safetensors file or model directory")
     parser.add_argument("out", type=Path, metavar="OUT", help="file or directory to write")
-    add_steps(parser).add_argument(
+    steps = add_steps(parser)
+    steps.add_argument("--lossless", action="store_true", help="keep every bit of the weights instead of quantising")
+    steps.add_argument(
         "--bits",
         type=float,
         metavar="B",
@@ -73,7 +77,11 @@ def _add_compress(commands: Commands) -> None:
     parser.add_argument(
         "--dead-zone", type=float, default=0.0, metavar="D", help="widen the zero cell by D steps each way (default: 0)"
     )
-    parser.add_argument("--coder", default="rans", help="see `rdo list coders` (default: %(default)s)")
+    parser.add_argument(
+        "--coder",
+        metavar="NAME[,NAME]",
+        help="see `rdo list coders`; of several, each tensor gets the one that takes fewest bytes (default: rans)",
+    )
     parser.add_argument("--raw-dtype", metavar="DTYPE", help="store uncoded floating-point tensors in this data type")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -118,10 +126,12 @@ def _compress(arguments: argparse.Namespace) -> int:
     from rdo.checkpoint import save_compressed
     from rdo.errors import ConfigError
     from rdo_harness.model_files import COMPRESSED, check_output, plain_tensors, write_model
+    from rdo_harness.progress_bar import weights_bar
 
     source, out = arguments.source, arguments.out
-    _check_bits(arguments)
-    quantizer = quantizer_from(arguments) if arguments.bits is None else None
+    _check_options(arguments)
+    quantizer = quantizer_from(arguments) if arguments.bits is None and not arguments.lossless else None
+    coders = arguments.coder.split(",") if arguments.coder is not None else None
     raw_dtype = _dtype(arguments.raw_dtype)
     if not source.is_dir() and out.suffix == ".safetensors":
         better = out.with_suffix(".rdo").name
@@ -131,13 +141,16 @@ def _compress(arguments: argparse.Namespace) -> int:
     written: list[CheckpointInfo] = []
     with plain_tensors(source) as tensors:
         plain_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        options = {"coder": arguments.coder, "raw_dtype": raw_dtype}
-        if quantizer is None:
+        options: dict[str, Any] = {"coder": coders, "raw_dtype": raw_dtype}
+        if arguments.bits is not None:
             quantizer = _allocated(tensors, arguments, options)
-        options["quantizer"] = quantizer
-        file = write_model(
-            source, out, COMPRESSED, lambda path: written.append(save_compressed(tensors, path, **options))
-        )
+        options |= {"quantizer": quantizer, "lossless": arguments.lossless}
+
+        def write(path: Path) -> None:
+            with weights_bar("compressing", sum(tensor.numel() for tensor in tensors.values())) as progress:
+                written.append(save_compressed(tensors, path, progress=progress, **options))
+
+        file = write_model(source, out, COMPRESSED, write)
     info, seconds = written[0], time.perf_counter() - started
     if arguments.json:
         return print_json({"file": str(file), "plain_bytes": plain_bytes, "seconds": seconds, **info.to_json()})
@@ -150,11 +163,15 @@ def _compress(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_bits(arguments: argparse.Namespace) -> None:
+def _check_options(arguments: argparse.Namespace) -> None:
     from rdo.errors import ConfigError
 
     if arguments.bits is None and arguments.distortion is not None:
         raise ConfigError("--distortion says what --bits makes small: give --bits, too")
+    if arguments.lossless and (arguments.dead_zone or arguments.granularity is not None or arguments.coder is not None):
+        raise ConfigError(
+            "--lossless quantises nothing and has a coder of its own: leave --dead-zone, --granularity, --coder"
+        )
     if arguments.bits is not None and arguments.granularity is not None:
         raise ConfigError("--granularity needs --relative-step; --bits finds one step for each tensor")
 

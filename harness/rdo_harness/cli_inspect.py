@@ -158,7 +158,7 @@ def _matrices(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         with open_compressed(compressed_file(path)) as file:
             file.check_output(None, None)
             for name, record in file.records.items():
-                if record.coded:
+                if record.kind != "raw":
                     yield name, file.tensor(name)
         return
     with plain_tensors(path) as tensors:

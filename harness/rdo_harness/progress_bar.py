@@ -21,3 +21,20 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
             bars.update(bar, completed=done, total=total, description=what)
 
         yield show
+
+
+@contextmanager
+def weights_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that takes how many weights have been done since it was last called; ``total`` are to be done."""
+    from threading import Lock
+
+    done, lock = 0, Lock()
+    with progress_bar() as show:
+
+        def add(weights: int) -> None:
+            nonlocal done
+            with lock:
+                done += weights
+                show(done, total, what)
+
+        yield add

@@ -9,12 +9,14 @@ from rdo.checkpoint.reader import (
     load_quantized,
     open_compressed,
 )
+from rdo.checkpoint.verify import Verification, verify_compressed
 from rdo.checkpoint.writer import is_compressible, save_compressed
 
 __all__ = [
     "CheckpointInfo",
     "CompressedFile",
     "TensorInfo",
+    "Verification",
     "default_output_limit",
     "inspect_compressed",
     "is_compressible",
@@ -22,4 +24,5 @@ __all__ = [
     "load_quantized",
     "open_compressed",
     "save_compressed",
+    "verify_compressed",
 ]

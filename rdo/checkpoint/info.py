@@ -14,9 +14,9 @@ class TensorInfo:
     """One tensor of a compressed checkpoint. A tied tensor takes no bytes of its own.
 
     Attributes:
-        kind: ``"coded"``, ``"raw"`` or ``"tied"``.
+        kind: ``"coded"``, ``"lossless"``, ``"raw"`` or ``"tied"``.
         dtype: data type that loading gives back; ``stored_dtype`` is that of a raw tensor on disk.
-        steps: number of quantisation steps, 1 or one per row.
+        steps: number of quantisation steps, 1 or one per row; 0 unless coded.
         tied_to: name of the tensor that it shares its memory with.
     """
 
@@ -55,7 +55,7 @@ class CheckpointInfo:
 
     Attributes:
         parameters: elements of all stored tensors, integers included, tied ones once.
-        coded_parameters: those of them that are entropy-coded.
+        coded_parameters: those of them that are entropy-coded, quantised or lossless.
         index_bytes: lengths and checksums of the segments.
         header_bytes: all that belongs to no tensor alone; the checksums of raw tensors and of the file are among it.
     """
@@ -113,7 +113,7 @@ def build_info(manifest: Manifest, stream_bytes: dict[str, int], file_bytes: int
         version=manifest.version,
         writer=manifest.writer,
         parameters=total("parameters"),
-        coded_parameters=sum(tensor.parameters for tensor in stored if tensor.kind == "coded"),
+        coded_parameters=sum(tensor.parameters for tensor in stored if tensor.coder is not None),
         header_bytes=file_bytes - sum(parts.values()),
         **parts,
         file_bytes=file_bytes,
@@ -134,7 +134,7 @@ def _tensor_info(manifest: Manifest, name: str, stream_bytes: dict[str, int]) ->
     index_bytes = INDEX_BYTES * record.segments if manifest.version > 2 else 0
     return TensorInfo(
         name,
-        "coded",
+        record.kind,
         dtype,
         record.size,
         record.numel,

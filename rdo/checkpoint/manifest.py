@@ -39,8 +39,9 @@ class Group:
 
     Attributes:
         dtype: data type that the tensors had when they were saved, and get back.
-        coder, quantizer: configurations of a coded group; None in a raw one.
-        stored: data type on disk of a raw group; None in a coded one.
+        coder: configuration of the coder of a coded or lossless group; None in a raw one.
+        quantizer: configuration of that of a coded group; None in others.
+        stored: data type on disk of a raw group; None in others.
     """
 
     dtype: torch.dtype
@@ -48,10 +49,17 @@ class Group:
     quantizer: Config | None = None
     stored: torch.dtype | None = None
 
+    @property
+    def kind(self) -> str:
+        """``"raw"``, ``"coded"`` (quantised), or ``"lossless"``: the bits of the weights are the symbols."""
+        return "raw" if self.stored is not None else "lossless" if self.quantizer is None else "coded"
+
     def to_json(self) -> Config:
+        described: Config = {"kind": self.kind, "dtype": dtype_name(self.dtype)}
         if self.stored is not None:
-            return {"kind": "raw", "dtype": dtype_name(self.dtype), "stored": dtype_name(self.stored)}
-        return {"kind": "coded", "dtype": dtype_name(self.dtype), "coder": self.coder, "quantizer": self.quantizer}
+            return described | {"stored": dtype_name(self.stored)}
+        described["coder"] = self.coder
+        return described | ({"quantizer": self.quantizer} if self.quantizer is not None else {})
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,10 @@ class Record:
     """One stored tensor: its group, its size, its share of the steps, and how its stream is divided.
 
     Attributes:
-        steps: number of quantisation steps: 1, or one per row; 0 in a raw group.
-        table_bytes: length of the coder's table at the start of the stream; 0 in a raw group.
-        segment_log2: 2^this symbols are a segment; 0 in a raw group, and in version 1 and 2.
-        checksum: CRC-32C of the head of the stream; 0 in a raw group. In versions 1 and 2 zlib.crc32 of the stream
+        steps: number of quantisation steps: 1, or one per row; 0 unless coded.
+        table_bytes: length of the coder's table at the start of the stream; 0 if raw.
+        segment_log2: 2^this symbols are a segment; 0 if raw, and in versions 1 and 2.
+        checksum: CRC-32C of the head of the stream; 0 if raw. In versions 1 and 2 zlib.crc32 of the stream
             followed by the steps, or of the raw bytes.
     """
 
@@ -78,13 +86,13 @@ class Record:
         return math.prod(self.size)
 
     @property
-    def coded(self) -> bool:
-        return self.group.stored is None
+    def kind(self) -> str:
+        return self.group.kind
 
     @property
     def segments(self) -> int:
         """Number of segments of the stream, from version 3 on."""
-        return -(-self.numel >> self.segment_log2) if self.coded else 0
+        return 0 if self.kind == "raw" else -(-self.numel >> self.segment_log2)
 
     @property
     def head_bytes(self) -> int:
@@ -120,8 +128,8 @@ class Manifest:
             described = record.group.to_json()
             if described not in groups:
                 groups.append(described)
-            coding = [record.steps, record.table_bytes, record.segment_log2, record.checksum] if record.coded else []
-            rows[name] = [groups.index(described), list(record.size), *coding]
+            numbers = [getattr(record, column) for column in _columns(record.kind, self.version)]
+            rows[name] = [groups.index(described), list(record.size), *numbers]
         content = {"format": FORMAT, "version": self.version, "writer": self.writer, "groups": groups, "tensors": rows}
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return {KEY: text}
@@ -129,7 +137,7 @@ class Manifest:
 
 def entry_name(name: str, record: Record) -> str:
     """Name in the safetensors file: raw tensors keep their own unless it could be mistaken for another entry's."""
-    if record.coded:
+    if record.kind != "raw":
         return name + _CODED
     return name + _RAW if "::" in name or name == "__metadata__" else name
 
@@ -202,10 +210,13 @@ def _group(content: Any, where: str) -> Group:
         stored = _dtype(content.get("stored"), where)
         _need(stored == dtype or (stored.is_floating_point and dtype.is_floating_point), f"{where}: bad stored type")
         return Group(dtype, stored=stored)
-    _need(kind == "coded", f"{where}: unknown kind {kind!r}")
-    _need(dtype.is_floating_point, f"{where}: coded tensors hold floating-point numbers, not {dtype_name(dtype)}")
-    for key in ("coder", "quantizer"):
-        _need(isinstance(content.get(key), dict), f"{where}: no {key}")
+    _need(kind in ("coded", "lossless"), f"{where}: unknown kind {kind!r}")
+    _need(dtype.is_floating_point, f"{where}: {kind} tensors hold floating-point numbers, not {dtype_name(dtype)}")
+    _need(isinstance(content.get("coder"), dict), f"{where}: no coder")
+    if kind == "lossless":
+        _need(dtype.itemsize <= 4, f"{where}: lossless tensors are not of {dtype_name(dtype)}")
+        return Group(dtype, coder=content["coder"])
+    _need(isinstance(content.get("quantizer"), dict), f"{where}: no quantizer")
     return Group(dtype, coder=content["coder"], quantizer=content["quantizer"])
 
 
@@ -222,17 +233,24 @@ def _record(row: Any, groups: list[Group], version: int, where: str) -> Record |
     group, size, numbers = groups[row[0]], row[1], row[2:]
     _need(isinstance(size, list) and all(map(_is_count, size)), f"{where}: bad size")
     _need(len(size) <= 64 and math.prod(size) <= _MAX_EXTENT, f"{where}: too large")
-    columns = ["steps", "table_bytes"] if group.stored is None else []
-    columns += ["segment_log2"] if group.stored is None and version > 2 else []
-    columns += ["checksum"] if group.stored is None or version < 3 else []
+    columns = _columns(group.kind, version)
     _need(len(numbers) == len(columns) and all(map(_is_count, numbers)), f"{where}: the row does not suit its group")
     record = Record(group, tuple(size), **dict(zip(columns, numbers, strict=True)))
     _need(record.checksum < 2**32, f"{where}: bad checksum")
-    if record.coded:
-        _need(record.numel > 0, f"{where}: an empty tensor cannot be coded")
+    if record.kind != "raw":
+        steps, count, log2 = record.steps, record.numel, record.segment_log2
+        _need(count > 0, f"{where}: an empty tensor cannot be coded")
         _need(
-            record.steps > 0 and record.numel % record.steps == 0,
-            f"{where}: {record.steps} steps for {record.numel} weights",
+            record.kind == "lossless" or (steps > 0 and count % steps == 0),
+            f"{where}: {steps} steps for {count} weights",
         )
-        _need(version < 3 or record.segment_log2 in SIZES_LOG2, f"{where}: segments of 2^{record.segment_log2} symbols")
+        _need(version < 3 or log2 in SIZES_LOG2, f"{where}: segments of 2^{log2} symbols")
     return record
+
+
+def _columns(kind: str, version: int) -> list[str]:
+    """The numbers of a row, after group and size."""
+    if version < 3:
+        return ["steps", "table_bytes", "checksum"] if kind == "coded" else ["checksum"]
+    stream = ["table_bytes", "segment_log2", "checksum"]
+    return {"raw": [], "lossless": stream, "coded": ["steps", *stream]}[kind]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,15 +70,16 @@ def load_compressed(
 def load_quantized(
     path: str | os.PathLike[str], *, max_output_bytes: int | None = None
 ) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
-    """Read a compressed checkpoint without dequantising: coded tensors as symbols and steps, and the raw tensors.
+    """Read a compressed checkpoint without dequantising: coded tensors as symbols and steps, and the others.
 
     A tied tensor is in the same dictionary as the one it shares, as the same object. Arguments and errors are those of
     :func:`load_compressed`.
     """
     with open_compressed(path) as file:
         file.check_output(torch.float32, max_output_bytes)
-        quantized = for_each(file.quantized, {name: n for name, n in file.sizes.items() if file.records[name].coded})
-        raw = {name: file.tensor(name) for name, record in file.records.items() if not record.coded}
+        coded = {name: n for name, n in file.sizes.items() if file.records[name].kind == "coded"}
+        quantized = for_each(file.quantized, coded)
+        raw = {name: file.tensor(name) for name in file.records if name not in coded}
         return file.with_tied(quantized), file.with_tied(raw)
 
 
@@ -169,7 +171,7 @@ class CompressedFile:
             CorruptCheckpointError: it is damaged.
         """
         with self._explained(name):
-            if self.records[name].coded:
+            if self.records[name].kind != "raw":
                 self._open(name)[0].each(0, self.sizes[name], lambda at, symbols: None)
             else:
                 for _ in self._layout.raw(name, 0, self._container.length(entry_name(name, self.records[name]))):
@@ -190,16 +192,10 @@ class CompressedFile:
                     values = torch.from_numpy(piece.copy()).view(record.group.stored)
                     out[at // width - begin :][: values.numel()] = values
                 return out
-            from rdo_kernels.cpu.weights import store_part
-            from rdo_kernels.streams import Rows
-
             stream, steps = self._open(name)
-            rows = Rows(steps, record.numel // record.steps)
-
-            def store(at: int, symbols: Symbols) -> None:
-                store_part(symbols, out[at - begin :][: symbols.size], rows, at)
-
-            stream.each(begin, end, store)
+            lossless = record.kind == "lossless"
+            store = _store_bits(record.group.dtype) if lossless else _store_weights(steps, record.numel)
+            stream.each(begin, end, lambda at, symbols: store(symbols, out[at - begin :][: symbols.size], at))
         return out
 
     def _open(self, name: str) -> tuple[Stream, Tensor]:
@@ -269,6 +265,27 @@ class CompressedFile:
 
     def _corrupt(self, name: str, what: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"{self.path}: tensor {name!r}: {what}")
+
+
+def _store_weights(steps: Tensor, count: int) -> Callable[[Symbols, Tensor, int], None]:
+    """What writes the weights of symbols, of which the first is number ``at`` of ``count``."""
+    from rdo_kernels.cpu.weights import store_part
+    from rdo_kernels.streams import Rows
+
+    rows = Rows(steps, count // len(steps))
+    return lambda symbols, out, at: store_part(symbols, out, rows, at)
+
+
+def _store_bits(dtype: torch.dtype) -> Callable[[Symbols, Tensor, int], None]:
+    """What writes the numbers of ``dtype`` whose bits the symbols are."""
+    bits = 8 * dtype.itemsize
+
+    def store(symbols: Symbols, out: Tensor, at: int) -> None:
+        if bits < 32 and int(symbols.view(np.uint32).max(initial=0)) >> bits:
+            raise CoderError(f"a symbol has more than the {bits} bits of a number")
+        out.copy_(torch.from_numpy(symbols.astype(f"<i{dtype.itemsize}")).view(dtype))
+
+    return store
 
 
 def _target(record: Record, dtype: torch.dtype | None) -> torch.dtype:

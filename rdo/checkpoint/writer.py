@@ -17,7 +17,8 @@ from rdo.checkpoint.info import CheckpointInfo, build_info
 from rdo.checkpoint.manifest import RAW_CHECKSUMS, RAW_PIECE, Group, Manifest, Record, entry_name
 from rdo.checkpoint.spool import Place, Spool
 from rdo.checkpoint.threads import Progress, for_each
-from rdo.coders import Bitstream, EntropyCoder, make_coder
+from rdo.coders import Bitstream, EntropyCoder, make_coders
+from rdo.coders.float_bits import FloatBits
 from rdo.errors import ConfigError, SymbolOverflowError
 from rdo.quantizers import QuantizedTensor, Quantizer, UniformQuantizer, row_length
 
@@ -38,7 +39,8 @@ def save_compressed(
     path: str | os.PathLike[str],
     *,
     quantizer: Quantizer | None = None,
-    coder: Coder | Sequence[Coder] = "rans",
+    coder: Coder | Sequence[Coder] | None = None,
+    lossless: bool = False,
     compressible: Compressible | None = None,
     raw_dtype: torch.dtype | None = None,
     progress: Progress | None = None,
@@ -52,9 +54,12 @@ def save_compressed(
             layout (tied weights) are stored once. They may be mapped from a file that is larger than memory.
         path: file to write, by custom ``*.rdo``. It is replaced only when the new one is complete and on the disk.
         quantizer: default ``UniformQuantizer(step=2**-8)``.
-        coder: an entropy coder or its registered name. Of several, each tensor gets the one that takes fewest bytes.
-        compressible: ``(name, tensor) -> bool``, which tensors to code; default :func:`is_compressible`. The others,
-            and empty ones, are stored as they are.
+        coder: an entropy coder or its registered name, default ``"rans"``. Of several, each tensor gets the one that
+            takes fewest bytes.
+        lossless: keep every bit instead of quantising; the coder is ``float_bits``.
+        compressible: ``(name, tensor) -> bool``, which tensors to code; default :func:`is_compressible`, or if
+            ``lossless`` every floating-point tensor that becomes smaller. The others, and empty ones, are stored as
+            they are.
         raw_dtype: data type in which floating-point tensors of 16 bits or more that are not coded are stored; default
             their own. They are given back in their own.
         progress: is called, from any thread, with the number of weights done since it was last called.
@@ -72,23 +77,25 @@ def save_compressed(
     """
     import rdo
 
+    if lossless and not (quantizer is None and coder is None):
+        raise ConfigError("lossless takes neither a quantizer nor a coder")
     quantizer = quantizer if quantizer is not None else UniformQuantizer()
-    coders = [make_coder(c) if isinstance(c, str) else c for c in ([coder] if isinstance(coder, Coder) else coder)]
-    if not coders:
-        raise ConfigError("no coder is given; take for instance 'rans'")
+    coders = make_coders("rans" if coder is None else coder)
     if raw_dtype is not None and not (raw_dtype.is_floating_point and raw_dtype in CODES):
         raise ConfigError(f"raw_dtype must be a floating-point type such as torch.bfloat16, got {raw_dtype}")
     state = model_or_state_dict.state_dict() if isinstance(model_or_state_dict, nn.Module) else model_or_state_dict
     tensors = {name: _checked(name, tensor) for name, tensor in state.items()}
     owners = _owners(tensors)
-    choose = compressible if compressible is not None else is_compressible
+    choose = compressible if compressible is not None else _is_floating if lossless else is_compressible
     sizes = {name: tensor.numel() for name, tensor in tensors.items() if owners[name] == name}
     with Spool(Path(os.path.realpath(path)).parent) as spool:
 
         def store(name: str) -> _Coded | _Raw:
             tensor = tensors[name]
             if tensor.numel() and choose(name, tensor):
-                return _code(name, tensor, quantizer, coders, spool)
+                part = _keep(name, tensor, spool) if lossless else _code(name, tensor, quantizer, coders, spool)
+                if part is not None:
+                    return part
             narrowed = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
             return _Raw.of(name, tensor, raw_dtype if raw_dtype is not None and narrowed else tensor.dtype)
 
@@ -153,6 +160,26 @@ def _code(name: str, tensor: Tensor, quantizer: Quantizer, coders: Sequence[Entr
     group = Group(tensor.dtype, coder=coder.config(), quantizer=quantizer.config())
     record = Record(group, size, quantized.steps.numel(), stream.table.nbytes, stream.segment_log2, crc32c(head))
     return _Coded(record, spool.append([head, stream.payload]))
+
+
+def _keep(name: str, tensor: Tensor, spool: Spool) -> _Coded | None:
+    """A tensor with all its bits; None if it does not become smaller."""
+    width = tensor.dtype.itemsize
+    if not _is_floating(name, tensor):
+        raise ConfigError(f"{name}: lossless coding takes floating-point numbers of up to 32 bits, got {tensor.dtype}")
+    bits = bytes_of(tensor).view(f"<u{width}").astype(np.uint32).view(np.int32)
+    coder = FloatBits(8 * width)
+    stream = coder.encode(bits)
+    head: Bytes = np.concatenate([stream.table, _index(stream)])
+    if head.size + stream.payload.size >= tensor.numel() * width:
+        return None
+    group = Group(tensor.dtype, coder=coder.config())
+    record = Record(group, tuple(tensor.shape), 0, stream.table.nbytes, stream.segment_log2, crc32c(head))
+    return _Coded(record, spool.append([head, stream.payload]))
+
+
+def _is_floating(name: str, tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype.itemsize <= 4
 
 
 def _index(stream: Bitstream) -> Bytes:

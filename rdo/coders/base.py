@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -205,6 +206,19 @@ def make_coder(name: str, **options: Any) -> EntropyCoder:
         return coder(**options)
     except TypeError as error:
         raise ConfigError(f"bad options for coder {name!r}: {error}") from error
+
+
+def make_coders(given: EntropyCoder | str | Sequence[EntropyCoder | str]) -> list[EntropyCoder]:
+    """Coders from what a user gave: one or several, each a coder or its registered name.
+
+    Raises:
+        UnknownNameError: no coder has this name.
+        ConfigError: there are none.
+    """
+    several = [given] if isinstance(given, EntropyCoder | str) else given
+    if not several:
+        raise ConfigError("no coder is given; take for instance 'rans'")
+    return [make_coder(coder) if isinstance(coder, str) else coder for coder in several]
 
 
 def coder_from_config(config: dict[str, Any]) -> EntropyCoder:

@@ -48,6 +48,10 @@ class Writer:
         lengths = np.diff(breaks, prepend=-1, append=len(values) - 1) - 1
         self.numbers(np.append(lengths[:1], np.stack([gaps[breaks] - 2, lengths[1:]], axis=1)))
 
+    def raw(self, data: Bytes) -> None:
+        """Append bytes as they are."""
+        self._buffer += data.tobytes()
+
     def bytes(self) -> Bytes:
         """The table so far."""
         return np.frombuffer(bytes(self._buffer), np.uint8)
@@ -107,6 +111,12 @@ class Reader:
     def left(self) -> int:
         """Bytes not read yet."""
         return len(self._data) - self._position
+
+    def raw(self, count: int) -> Bytes:
+        if count > self.left:
+            raise CoderError(f"the table announces {count} bytes and has only {self.left} left")
+        self._position += count
+        return np.frombuffer(self._data[self._position - count : self._position], np.uint8)
 
     def rest(self) -> Bytes:
         """All bytes not read yet."""
