@@ -81,7 +81,9 @@ def _inspect_compressed(path: Path, as_json: bool) -> int:
         return print_json({"format": FORMAT, **info.to_json()})
     columns = ("tensor", "stored as", "dtype", "size", "steps", "bytes", "bits/parameter")
     print_table(columns, [_tensor_row(tensor) for tensor in info.tensors])
-    parts = {part: getattr(info, f"{part}_bytes") for part in ("header", "table", "payload", "scale", "raw", "file")}
+    parts = {
+        part: getattr(info, f"{part}_bytes") for part in ("header", "table", "index", "payload", "scale", "raw", "file")
+    }
     print()
     print_table(("part", "bytes", "share"), [[part, n, f"{n / info.file_bytes:.2%}"] for part, n in parts.items()])
     print(f"\n{FORMAT} version {info.version}, written by {info.writer}")

@@ -56,6 +56,6 @@ def _verify(arguments: argparse.Namespace) -> int:
             what += "; files of this version have no hash of the whole"
         if result.whole is False and not result.damaged:
             print(f"{file}: all tensors are sound, but the file is not what was written (wrong hash)")
-        state = "sound" if result.sound else f"DAMAGED: {len(result.damaged)} tensors"
+        state = "sound" if result.sound else f"DAMAGED ({len(result.damaged)} tensors)"
         print(f"{file}: {state} ({what})")
     return 0 if sound else 1

@@ -150,8 +150,8 @@ class Container:
         head = self._read(0, 8 + int.from_bytes(self._read(0, 8).tobytes(), "little"))
         self.header_bytes = head.size
         header = json.loads(head[8:].tobytes())
-        metadata = header.pop("__metadata__", None) or {}
-        self.metadata: dict[str, str] = metadata
+        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        header = {name: header[name] for name in handle.keys()}  # noqa: SIM118
         self.codes: dict[str, str] = {name: entry["dtype"] for name, entry in header.items()}
         self.sizes: dict[str, tuple[int, ...]] = {name: tuple(entry["shape"]) for name, entry in header.items()}
         self._spans: dict[str, tuple[int, int]] = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}

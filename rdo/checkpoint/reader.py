@@ -245,7 +245,7 @@ class CompressedFile:
             least = self._layout.least_bytes(record)
             if lengths[name] < least:
                 raise self._corrupt(name, f"a stream of {least} bytes or more in an entry of size {sizes[entry]}")
-        for entry in sorted(expected.keys() | codes.keys()):
+        for entry in sorted(expected.keys() | codes.keys(), key=lambda entry: (entry.startswith("::"), entry)):
             found = (codes[entry], sizes[entry]) if entry in codes else "no such entry"
             if entry not in expected or found != expected[entry]:
                 raise CorruptCheckpointError(

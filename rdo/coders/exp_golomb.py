@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdo.coders.base import CODERS, MAX_SYMBOL, Bitstream, Bytes, EntropyCoder, Histogram, SegmentDecoder, Symbols
-from rdo.coders.segments import Layout, Places, join, read_lanes
+from rdo.coders.segments import Layout, OneByOne, Places, join, read_lanes
 from rdo.coders.varint import Reader, Writer
 from rdo.errors import CoderError, ConfigError
 
@@ -79,7 +79,7 @@ class ExpGolomb(EntropyCoder):
         ranked = ranked_symbols(reader) if self.mapping == "rank" else None
         if k > MAX_K:
             raise CoderError(f"the table asks for order {k}; the largest is {MAX_K}")
-        return _Decoder(k, 1 << lanes_log2, 1 << size_log2, ranked)
+        return _Decoder(size_log2, k, 1 << lanes_log2, ranked)
 
     def size_bytes(self, histogram: Histogram) -> int:
         """Within 16 bytes and 0.1 %: what fills the last word of each lane depends on the order of the symbols."""
@@ -124,20 +124,17 @@ class ExpGolomb(EntropyCoder):
 
 
 @dataclass(frozen=True)
-class _Decoder:
+class _Decoder(OneByOne):
     k: int
     lanes: int
-    segment: int
     ranked: Symbols | None
 
-    def decode(self, payload: Bytes, lengths: NDArray[np.int64], first: int, out: Symbols) -> None:
-        ends = np.cumsum(lengths)
-        for number, (begin, end) in enumerate(zip(ends - lengths, ends, strict=True)):
-            part = out[number * self.segment : (number + 1) * self.segment].view(np.uint32)
-            if (end - begin) % 4 or part.size > 8 * (end - begin):
-                raise CoderError(f"a segment of {end - begin} bytes cannot hold {part.size} symbols")
-            _decode_numbers(payload[begin:end], self.lanes, self.k, part)
-            part.view(np.int32)[:] = symbols_of(part, self.ranked)
+    def decode_segment(self, data: Bytes, number: int, out: Symbols) -> None:
+        if data.size % 4 or out.size > 8 * data.size:
+            raise CoderError(f"a segment of {data.size} bytes cannot hold {out.size} symbols")
+        numbers = out.view(np.uint32)
+        _decode_numbers(data, self.lanes, self.k, numbers)
+        out[:] = symbols_of(numbers, self.ranked)
 
 
 def ranked_symbols(table: Reader) -> Symbols:

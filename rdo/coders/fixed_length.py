@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rdo.coders.base import CODERS, MAX_SYMBOL, Bitstream, Bytes, EntropyCoder, Histogram, SegmentDecoder, Symbols
-from rdo.coders.segments import bounds, join
+from rdo.coders.segments import OneByOne, bounds, join
 from rdo.coders.varint import Reader, Writer
 from rdo.errors import CoderError
 
@@ -49,7 +48,7 @@ class FixedLength(EntropyCoder):
         reader.end()
         if width > 32 or not -MAX_SYMBOL <= low <= MAX_SYMBOL:
             raise CoderError(f"the table asks for {width} bits from {low}, beyond what symbols can be")
-        return _Decoder(low, width, 1 << segment_log2)
+        return _Decoder(segment_log2, low, width)
 
     def size_bytes(self, histogram: Histogram) -> int:
         """Exact."""
@@ -61,29 +60,25 @@ class FixedLength(EntropyCoder):
 
 
 @dataclass(frozen=True)
-class _Decoder:
+class _Decoder(OneByOne):
     low: int
     width: int
-    segment: int
 
-    def decode(self, payload: Bytes, lengths: NDArray[np.int64], first: int, out: Symbols) -> None:
+    def decode_segment(self, data: Bytes, number: int, out: Symbols) -> None:
         from rdo_kernels.cpu import prefix
 
-        ends = np.cumsum(lengths)
-        for number, (begin, end) in enumerate(zip(ends - lengths, ends, strict=True)):
-            part = out[number * self.segment : (number + 1) * self.segment]
-            expected = -(-part.size * self.width // 8)
-            if end - begin != expected:
-                raise CoderError(f"{part.size} symbols of {self.width} bits take {expected} bytes, not {end - begin}")
-            distances = np.zeros(part.size, np.uint32)
-            if self.width:
-                prefix.decode_fixed(prefix.padded(payload[begin:end]), 8 * expected, self.width, distances)
-                filled = part.size * self.width % 8
-                if filled and int(payload[end - 1]) << filled & 255:
-                    raise CoderError("what fills the last byte is not zero")
-                if int(distances.max()) + self.low > MAX_SYMBOL:
-                    raise CoderError("a symbol lies beyond +-2^30")
-            part[:] = distances.astype(np.int64) + self.low
+        expected = -(-out.size * self.width // 8)
+        if data.size != expected:
+            raise CoderError(f"{out.size} symbols of {self.width} bits take {expected} bytes, not {data.size}")
+        distances = np.zeros(out.size, np.uint32)
+        if self.width:
+            prefix.decode_fixed(prefix.padded(data), 8 * expected, self.width, distances)
+            filled = out.size * self.width % 8
+            if filled and int(data[-1]) << filled & 255:
+                raise CoderError("what fills the last byte is not zero")
+            if int(distances.max()) + self.low > MAX_SYMBOL:
+                raise CoderError("a symbol lies beyond +-2^30")
+        out[:] = distances.astype(np.int64) + self.low
 
 
 def _table(low: int, width: int) -> Bytes:

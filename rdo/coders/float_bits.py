@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rdo.coders.base import CODERS, Bitstream, Bytes, EntropyCoder, Histogram, SegmentDecoder, Symbols
 from rdo.coders.rans import RANS, encode_segments
 from rdo.coders.rans_model import best_model
-from rdo.coders.segments import Layout, bounds, join
+from rdo.coders.segments import Layout, OneByOne, bounds, join
 from rdo.coders.varint import Reader, Writer
 from rdo.errors import CoderError, ConfigError
 
@@ -74,7 +73,7 @@ class FloatBits(EntropyCoder):
             length = reader.number()
             planes.append(RANS().decoder(reader.raw(length), count, segment_log2) if length else None)
         reader.end()
-        return _Decoder(self.width, planes, 1 << segment_log2)
+        return _Decoder(segment_log2, self.width, planes)
 
     def size_bytes(self, histogram: Histogram) -> int:
         """Within 16 bytes and 0.1 %, as that of rANS."""
@@ -107,19 +106,12 @@ def _coded(values: Symbols, layout: Layout) -> Bitstream | None:
 
 
 @dataclass(frozen=True)
-class _Decoder:
+class _Decoder(OneByOne):
     width: int
     planes: list[SegmentDecoder | None]
     """From the highest byte to the lowest; None: stored."""
-    segment: int
 
-    def decode(self, payload: Bytes, lengths: NDArray[np.int64], first: int, out: Symbols) -> None:
-        ends = np.cumsum(lengths)
-        for number, (begin, end) in enumerate(zip(ends - lengths, ends, strict=True)):
-            part = out[number * self.segment : (number + 1) * self.segment]
-            self._decode(payload[begin:end], first + number, part)
-
-    def _decode(self, data: Bytes, number: int, out: Symbols) -> None:
+    def decode_segment(self, data: Bytes, number: int, out: Symbols) -> None:
         from rdo_kernels.cpu import byte_planes
 
         coded = sum(plane is not None for plane in self.planes)

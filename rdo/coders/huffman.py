@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdo.coders.base import CODERS, Bitstream, Bytes, EntropyCoder, Histogram, SegmentDecoder, Symbols
-from rdo.coders.segments import Places, bounds, join
+from rdo.coders.segments import OneByOne, Places, bounds, join
 from rdo.coders.varint import Reader, Writer
 from rdo.errors import CoderError
 
@@ -52,7 +52,7 @@ class Huffman(EntropyCoder):
         reader.end()
         if not len(values):
             raise CoderError(f"{count} symbols are announced, and the table has none")
-        return _Decoder(values, lengths, 1 << segment_log2)
+        return _Decoder(segment_log2, values, lengths)
 
     def size_bytes(self, histogram: Histogram) -> int:
         """Exact for one segment, else within a byte for each: what fills its last byte depends on the order."""
@@ -64,21 +64,17 @@ class Huffman(EntropyCoder):
 
 
 @dataclass(frozen=True)
-class _Decoder:
+class _Decoder(OneByOne):
     values: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    segment: int
 
-    def decode(self, payload: Bytes, lengths: NDArray[np.int64], first: int, out: Symbols) -> None:
-        if len(self.values) < 2:
-            if payload.size:
-                raise CoderError("the payload of a single repeated symbol must be empty")
+    def decode_segment(self, data: Bytes, number: int, out: Symbols) -> None:
+        if len(self.values) > 1:
+            out[:] = self.values[_decode(data, self.lengths, out.size)]
+        elif data.size:
+            raise CoderError("the payload of a single repeated symbol must be empty")
+        else:
             out[:] = self.values[0]
-            return
-        ends = np.cumsum(lengths)
-        for number, (begin, end) in enumerate(zip(ends - lengths, ends, strict=True)):
-            part = out[number * self.segment : (number + 1) * self.segment]
-            part[:] = self.values[_decode(payload[begin:end], self.lengths, part.size)]
 
 
 def _lengths(histogram: Histogram) -> NDArray[np.int64]:
@@ -97,7 +93,8 @@ def _lengths(histogram: Histogram) -> NDArray[np.int64]:
 
 def _table(histogram: Histogram, lengths: NDArray[np.int64]) -> NDArray[np.uint8]:
     table = Writer()
-    table.ascending(histogram.values)
+    if len(lengths):
+        table.ascending(histogram.values)
     if len(lengths) > 1:
         table.numbers(lengths)
     return table.bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,6 +70,27 @@ def join(table: Bytes, segments: list[Bytes], size_log2: int) -> Bitstream:
     lengths = np.array([segment.size for segment in segments], np.int64)
     payload = np.concatenate(segments) if segments else np.empty(0, np.uint8)
     return Bitstream(table, payload, lengths, size_log2)
+
+
+@dataclass(frozen=True)
+class OneByOne(ABC):
+    """A :class:`rdo.coders.base.SegmentDecoder` that takes segments one by one."""
+
+    segment_log2: int
+
+    def decode(self, payload: Bytes, lengths: NDArray[np.int64], first: int, out: Symbols) -> None:
+        """Decode neighbouring segments."""
+        ends, size = np.cumsum(lengths), 1 << self.segment_log2
+        for number, (begin, end) in enumerate(zip(ends - lengths, ends, strict=True)):
+            self.decode_segment(payload[begin:end], first + number, out[number * size : (number + 1) * size])
+
+    @abstractmethod
+    def decode_segment(self, data: Bytes, number: int, out: Symbols) -> None:
+        """Decode one segment, the ``number``-th of its stream, into ``out``, as long as its symbols.
+
+        Raises:
+            CoderError: it is malformed, truncated, too long, or does not hold its symbols.
+        """
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def test_inspect_accounts_for_every_byte(plain: Path, capsys: pytest.CaptureFixt
     out = plain.with_name("model.rdo")
     cli.main(["compress", str(plain), str(out)])
     report = run_json_after_reset(capsys, "inspect", out)
-    parts = ("header", "table", "payload", "scale", "raw")
+    parts = ("header", "table", "index", "payload", "scale", "raw")
     assert report["format"] == "rdo-checkpoint"
     assert sum(report[f"{part}_bytes"] for part in parts) == report["file_bytes"] == out.stat().st_size
     assert cli.main(["inspect", str(out)]) == 0
@@ -261,7 +261,8 @@ def test_failures_are_exit_code_1_and_one_line(plain: Path, capsys: pytest.Captu
     folder = plain.parent
     good, damaged, nan = folder / "good.rdo", folder / "damaged.rdo", folder / "nan.safetensors"
     assert cli.main(["compress", str(plain), str(good)]) == 0
-    damaged.write_bytes(good.read_bytes()[:-1] + b"?")
+    content = good.read_bytes()
+    damaged.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
     save_file({"w": torch.full((2, 2), float("nan"))}, nan)
     before = sorted(os.listdir(folder))
     cases: list[tuple[list[object], str]] = [
@@ -307,3 +308,32 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
             cli.main([command, "--help"])
         assert caught.value.code == 0
         assert f"\n  rdo {command} " in capsys.readouterr().out
+
+
+def test_verify_tells_sound_files_from_damaged_ones(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sound, damaged, sealed = (plain.with_name(f"{name}.rdo") for name in ("sound", "damaged", "sealed"))
+    cli.main(["compress", str(plain), str(sound), "--lossless"])
+    report = run_json_after_reset(capsys, "verify", sound)
+    assert [(row["sound"], row["whole"], row["damaged"]) for row in report["files"]] == [(True, True, {})]
+    content = sound.read_bytes()
+    damaged.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+    sealed.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert cli.main(["verify", str(sound), str(damaged), str(sealed)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "wrong checksum of segment 0" in lines[1]
+    assert [line.split(": ")[1].split(" ")[0] for line in lines if line.endswith("version 3)")] == [
+        "sound",
+        "DAMAGED",
+        "DAMAGED",
+    ]
+    assert "not what was written" in lines[-2]
+
+
+def test_lossless_files_come_back_to_the_bit(plain: Path, state: dict[str, Tensor]) -> None:
+    out, back = plain.with_name("model.rdo"), plain.with_name("back.safetensors")
+    assert cli.main(["compress", str(plain), str(out), "--lossless"]) == 0
+    assert cli.main(["decompress", str(out), str(back)]) == 0
+    loaded = load_file(back)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert out.stat().st_size < plain.stat().st_size
+    assert cli.main(["compress", str(plain), str(out), "--force", "--lossless", "--coder", "rans"]) == 2

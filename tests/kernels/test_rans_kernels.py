@@ -86,7 +86,9 @@ def decoded(
     begins = ends - [len(part) for part in words]
     together = np.concatenate([*words, np.empty(0, np.uint16)])
     out = room[64 : 64 + count]
-    whole = rans_loops.decode(together, begins, ends, states.copy(), values, frequencies, precision, size, out)
+    last = states.copy()
+    used = rans_loops.decode(together, begins, ends, last, values, frequencies, precision, size, out)
+    whole = bool((used == ends).all() and (last == rans_loops.LOW).all())
     assert (room[:64] == -77).all()
     assert (room[64 + count :] == -77).all()
     return whole, out
@@ -292,7 +294,9 @@ for symbols in (10, 100):
             ends = np.minimum(np.arange(1, segments + 1) * size, count)
             out = guarded(count, np.int32, before)
             out[:] = -1
-            assert rans_loops.decode(words, begins, ends, states.copy(), values, frequencies, 12, size, out)
+            last = states.copy()
+            used = rans_loops.decode(words, begins, ends, last, values, frequencies, 12, size, out)
+            assert (used == ends).all() and (last == rans_loops.LOW).all()
             assert (out == values[indices]).all()
             for attempt in range(30):
                 states[:] = generator.integers(0, 2**32, states.shape) >> generator.integers(0, 32)
@@ -300,9 +304,10 @@ for symbols in (10, 100):
                 hostile = guarded(length, np.uint16, before) if length else np.empty(0, np.uint16)
                 hostile[:] = generator.integers(0, 2**16, length)
                 spans = np.sort(generator.integers(0, length + 1, (segments, 2)))
-                assert not rans_loops.decode(
+                used = rans_loops.decode(
                     hostile, spans[:, 0].copy(), spans[:, 1].copy(), states, values, frequencies, 12, size, out
                 )
+                assert (used != spans[:, 1]).any() or (states != rans_loops.LOW).any()
 print("done")
 """
 

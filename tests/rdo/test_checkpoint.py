@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import zlib
+import struct
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ from rdo.quantizers import Quantizer, RelativeQuantizer, UniformQuantizer
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
-PARTS = ("header_bytes", "table_bytes", "payload_bytes", "scale_bytes", "raw_bytes")
+PARTS = ("header_bytes", "table_bytes", "index_bytes", "payload_bytes", "scale_bytes", "raw_bytes")
 
 
 def normal(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -199,12 +201,15 @@ def test_the_bytes_are_those_that_the_document_describes(tmp_path: Path) -> None
     steps = (0.5 * deviations).float()
     coder = make_coder("rans")
     stream = coder.encode((weight / steps[:, None]).round().int().numpy().reshape(-1))
-    coded, scales = stream.table.tobytes() + stream.payload.tobytes(), steps.numpy().astype("<f4").tobytes()
+    [length] = stream.lengths
+    index = struct.pack("<II", length, google_crc32c.value(stream.payload))
+    head = stream.table.tobytes() + steps.numpy().astype("<f4").tobytes() + index
+    coded = head + stream.payload.tobytes()
     ids, raw = (7).to_bytes(8, "little"), bytes.fromhex("803f20c0")
     quantizer = {"name": "relative", "dead_zone": 0.0, "ratio": 0.5, "granularity": "row"}
     manifest = {
         "format": "rdo-checkpoint",
-        "version": 2,
+        "version": 3,
         "writer": f"rdo {rdo.__version__}",
         "groups": [
             {"kind": "coded", "dtype": "float32", "coder": coder.config(), "quantizer": quantizer},
@@ -212,26 +217,29 @@ def test_the_bytes_are_those_that_the_document_describes(tmp_path: Path) -> None
             {"kind": "raw", "dtype": "int64", "stored": "int64"},
         ],
         "tensors": {
-            "w": [0, [2, 64], 2, stream.table.nbytes, zlib.crc32(coded + scales)],
-            "bias": [1, [2], zlib.crc32(raw)],
+            "w": [0, [2, 64], 2, stream.table.nbytes, stream.segment_log2, google_crc32c.value(head)],
+            "bias": [1, [2]],
             "tied": "w",
-            "ids::x": [2, [], zlib.crc32(ids)],
+            "ids::x": [2, []],
         },
     }
     text = json.dumps(manifest, separators=(",", ":"))
-    header: dict[str, Any] = {"__metadata__": {"rdo": text, "rdo_crc32": f"{zlib.crc32(text.encode()):08x}"}}
+    header: dict[str, Any] = {"__metadata__": {"rdo": text}}
     data = b""
     for name, dtype, shape, part in (
         ("ids::x::raw", "I64", [], ids),
-        ("::steps", "F32", [2], scales),
+        ("::raw_crc32c", "U32", [2], struct.pack("<II", google_crc32c.value(raw), google_crc32c.value(ids))),
         ("bias", "BF16", [2], raw),
         ("w::stream", "U8", [len(coded)], coded),
+        ("::seal", "U8", [36], bytes(36)),
     ):
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(part)]}
         data += part
     start = json.dumps(header, separators=(",", ":")).encode()
     start += b" " * (-len(start) % 8)
-    assert (tmp_path / "model.rdo").read_bytes() == len(start).to_bytes(8, "little") + start + data
+    start = len(start).to_bytes(8, "little") + start
+    whole = start + data[:-36] + struct.pack("<I", google_crc32c.value(start))
+    assert (tmp_path / "model.rdo").read_bytes() == whole + hashlib.sha256(whole).digest()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -287,5 +295,9 @@ def test_every_byte_is_attributed(tmp_path: Path) -> None:
     assert (info.parameters, info.coded_parameters) == (2 * 30 * 64 + 7, 2 * 30 * 64)
     assert info.bits_per_parameter == pytest.approx(8 * info.file_bytes / info.parameters)
     with safe_open(tmp_path / "model.rdo", framework="np") as file:
-        assert sorted(file.keys()) == ["::steps", "bias", "v::stream", "w::stream"]
-        assert len(file.get_tensor("w::stream")) == rows["w"].table_bytes + rows["w"].payload_bytes
+        assert sorted(file.keys()) == ["::raw_crc32c", "::seal", "bias", "v::stream", "w::stream"]
+        assert len(file.get_tensor("w::stream")) == rows["w"].stored_bytes
+        header = 8 + int.from_bytes((tmp_path / "model.rdo").read_bytes()[:8], "little")
+    assert info.index_bytes == 2 * 8
+    assert info.header_bytes == header + 4 + 36
+    assert sum(getattr(info, part) for part in PARTS) == info.file_bytes

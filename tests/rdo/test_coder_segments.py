@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from rdo.coders.rans_model import Model, best_model
 from rdo.coders.segments import Layout, Places
 from rdo.coders.varint import Writer
 from rdo.errors import CoderError
-from tests import format_version_2
+from tests import format_version_3
+from tests.streams import altered
 
 Symbols = NDArray[np.int32]
 CODERS = [RANS(), ExpGolomb(k=1), ExpGolomb(k=None, mapping="zigzag")]
@@ -52,8 +54,10 @@ def threads() -> Iterator[Callable[[int], None]]:
 def test_the_second_decoder_reads_every_layout(coder: RANS | ExpGolomb, lanes_log2: int, count: int) -> None:
     symbols = heavy(count, seed=count)
     stream = encoded(coder, symbols, Layout(lanes_log2, 12))
-    decode = format_version_2.DECODERS[coder.name]
-    assert decode(coder.config(), stream.table.tobytes(), stream.payload.tobytes(), count) == symbols.tolist()
+    ends = np.cumsum(stream.lengths)
+    parts = [stream.payload[end - length : end].tobytes() for length, end in zip(stream.lengths, ends, strict=True)]
+    found = format_version_3.decode_stream(coder.config(), stream.table.tobytes(), parts, 12, count)
+    assert found == symbols.tolist()
     assert np.array_equal(coder.decode(stream, count), symbols)
     assert stream.payload.size % 4 == 0
 
@@ -96,7 +100,7 @@ def test_threads_change_nothing(coder: RANS | ExpGolomb, threads: Callable[[int]
         found.add(stream.table.tobytes() + stream.payload.tobytes())
         assert np.array_equal(coder.decode(stream, symbols.size), symbols)
         with pytest.raises(CoderError):
-            coder.decode(Bitstream(stream.table, stream.payload[::-1].copy()), symbols.size)
+            coder.decode(altered(stream, payload=stream.payload[::-1].copy()), symbols.size)
     assert len(found) == 1
 
 
@@ -104,7 +108,7 @@ def test_streams_may_lie_at_any_address(coder: RANS | ExpGolomb) -> None:
     symbols = heavy(4099)
     stream = encoded(coder, symbols, Layout(3, 12))
     shifted = np.concatenate([np.zeros(3, np.uint8), stream.payload])[3:]
-    assert np.array_equal(coder.decode(Bitstream(stream.table, shifted), symbols.size), symbols)
+    assert np.array_equal(coder.decode(altered(stream, payload=shifted), symbols.size), symbols)
 
 
 def test_symbols_are_found_among_few_and_among_far_apart_values() -> None:
@@ -120,10 +124,10 @@ def test_truncation_anywhere_is_detected(coder: RANS | ExpGolomb) -> None:
     stream = encoded(coder, symbols, Layout(4, 12))
     for length in range(stream.table.size):
         with pytest.raises(CoderError):
-            coder.decode(Bitstream(stream.table[:length], stream.payload), symbols.size)
+            coder.decode(altered(stream, table=stream.table[:length]), symbols.size)
     for length in range(stream.payload.size):
         with pytest.raises(CoderError):
-            coder.decode(Bitstream(stream.table, stream.payload[:length]), symbols.size)
+            coder.decode(altered(stream, payload=stream.payload[:length]), symbols.size)
     for count in (0, 1, 4096, symbols.size - 1, symbols.size + 1, 2 * 4096 + 1, 2**40):
         with pytest.raises(CoderError):
             coder.decode(stream, count)
@@ -139,7 +143,8 @@ def test_a_changed_bit_gives_an_error_or_symbols(coder: RANS | ExpGolomb) -> Non
         changed = whole.copy()
         changed[bit // 8] ^= 1 << bit % 8
         try:
-            found = coder.decode(Bitstream(changed[: stream.table.size], changed[stream.table.size :]), symbols.size)
+            table, payload = np.split(changed, [stream.table.size])
+            found = coder.decode(altered(stream, table=table, payload=payload), symbols.size)
         except CoderError:
             continue
         assert found.dtype == np.int32
@@ -157,20 +162,19 @@ def forged_rans(**changes: list[int]) -> Bitstream:
     symbols[100] = 1001
     model = Model(8, np.array([0, 1]), np.array([100, 100, 56]), escapes=1, width=1, low=1000, payload_bits=0.0)
     stream = encode_segments(symbols, model, Layout(0, 12))
-    index = format_version_2.Numbers(stream.table[12:].tobytes())
     fields = {
         "precision": [8],
-        "layout": [0, 12],
+        "lanes": [0],
         "escapes": [1, 2000],
         "values": [1, 0, 1],
         "frequencies": [100, 100, 56],
-        "index": [index.number() for _ in range(4)],
+        "escaped": [1, 0],
     }
     table = Writer()
     for name, numbers in fields.items():
         table.numbers(np.array(changes.get(name, numbers), np.int64))
     assert changes or table.bytes().tobytes() == stream.table.tobytes()
-    return Bitstream(table.bytes(), stream.payload)
+    return altered(stream, table=table.bytes())
 
 
 @pytest.mark.parametrize(
@@ -179,12 +183,9 @@ def forged_rans(**changes: list[int]) -> Bitstream:
         ({"precision": [7]}, "precision"),
         ({"precision": [17]}, "precision"),
         ({"precision": [2**62]}, "precision"),
-        ({"layout": [6, 12]}, "lanes"),
-        ({"layout": [0, 11]}, "segments of 2"),
-        ({"layout": [0, 31]}, "segments of 2"),
-        ({"layout": [0, 2**60]}, "segments of 2"),
-        ({"layout": [5, 12]}, "payload|segment"),
-        ({"layout": [0, 13]}, "bytes too many"),
+        ({"lanes": [6]}, "lanes"),
+        ({"lanes": [2**60]}, "lanes"),
+        ({"lanes": [5]}, "payload|segment"),
         ({"escapes": [33, 2000]}, "33 bits"),
         ({"escapes": [1, 2**31 + 2]}, "beyond"),
         ({"escapes": [1, 2**31]}, "a symbol lies beyond"),
@@ -196,10 +197,9 @@ def forged_rans(**changes: list[int]) -> Bitstream:
         ({"frequencies": [1, 1, 1]}, "frequencies"),
         ({"frequencies": [2**62, 2**62, 1]}, "frequencies"),
         ({"frequencies": [2**63 - 1, 2**63 - 1, 2**11 + 2]}, "frequencies"),
-        ({"index": [1, 0, 1, 0]}, "do not fill"),
-        ({"index": [2**62, 1, 2**62, 0]}, "do not fill"),
-        ({"index": [2**63 - 1, 1, 2**63 - 1, 0]}, "do not fill"),
-        ({"index": []}, "numbers"),
+        ({"escaped": [1]}, "numbers"),
+        ({"escaped": [1, 0, 0]}, "bytes too many"),
+        ({"escaped": []}, "numbers"),
     ],
 )
 def test_impossible_tables_are_refused(changes: dict[str, list[int]], message: str) -> None:
@@ -210,11 +210,22 @@ def test_impossible_tables_are_refused(changes: dict[str, list[int]], message: s
 
 @pytest.mark.parametrize("escapes", [0, 2, 32, 33, 4097, 2**40, 2**63 - 1])
 def test_a_wrong_number_of_escapes_is_refused(escapes: int) -> None:
-    index = format_version_2.Numbers(forged_rans().table[12:].tobytes())
-    length, one, *rest = (index.number() for _ in range(4))
-    assert one == 1
-    with pytest.raises(CoderError):
-        RANS().decode(forged_rans(index=[length, escapes, *rest]), 8192)
+    for numbers in ([escapes, 0], [1, escapes] if escapes else [0, 0]):
+        with pytest.raises(CoderError):
+            RANS().decode(forged_rans(escaped=numbers), 8192)
+
+
+@pytest.mark.parametrize("lengths", [[], [1], [0, 0], [2**62, 2**62], [2**63 - 1, 2], [-4, 8]])
+def test_segments_that_do_not_fill_the_payload_are_refused(lengths: list[int]) -> None:
+    stream = replace(forged_rans(), lengths=np.array(lengths, np.int64))
+    with pytest.raises(CoderError, match="segment"):
+        RANS().decode(stream, 8192)
+
+
+@pytest.mark.parametrize("log2", [0, 11, 31, 39, 2**60])
+def test_sizes_of_segments_that_cannot_be_are_refused(log2: int) -> None:
+    with pytest.raises(CoderError, match="segments of 2"):
+        RANS().decode(replace(forged_rans(), segment_log2=log2), 8192)
 
 
 def test_what_fills_the_last_word_of_the_escapes_is_zero() -> None:
@@ -223,7 +234,7 @@ def test_what_fills_the_last_word_of_the_escapes_is_zero() -> None:
     assert words[1] == 1
     words[1] += 2
     with pytest.raises(CoderError, match="not zero"):
-        RANS().decode(Bitstream(stream.table, words.view(np.uint8)), 8192)
+        RANS().decode(altered(stream, payload=words.view(np.uint8)), 8192)
 
 
 def test_lanes_that_do_not_fit_are_refused() -> None:
@@ -237,11 +248,11 @@ def test_lanes_that_do_not_fit_are_refused() -> None:
             changed = words.copy()
             changed[lane] = length
             with pytest.raises(CoderError):
-                coder.decode(Bitstream(stream.table, changed.view(np.uint8)), symbols.size)
+                coder.decode(altered(stream, payload=changed.view(np.uint8)), symbols.size)
     assert bits[1] % 32
     words[-1] |= 1
     with pytest.raises(CoderError, match="damaged"):
-        coder.decode(Bitstream(stream.table, words.view(np.uint8)), symbols.size)
+        coder.decode(altered(stream, payload=words.view(np.uint8)), symbols.size)
 
 
 def test_memory_is_that_of_the_symbols_and_a_small_multiple_of_the_stream(

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 import rdo
 from rdo.errors import CorruptCheckpointError
-from tests import format_version_1, format_version_2
+from tests import format_version_1, format_version_2, format_version_3
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FILES = sorted(FIXTURES.glob("*.rdo"))
-DECODE = {1: format_version_1.decode_file, 2: format_version_2.decode_file}
+DECODE = {1: format_version_1.decode_file, 2: format_version_2.decode_file, 3: format_version_3.decode_file}
+CODERS = {1: format_version_2.DECODERS, 2: format_version_2.DECODERS, 3: format_version_3.DECODERS}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -38,7 +39,7 @@ def test_committed_files_are_read_exactly(path: Path) -> None:
 def test_there_is_a_file_of_every_coder(version: int) -> None:
     manifests = [manifest for manifest in map(_manifest, FILES) if manifest["version"] == version]
     groups = [group for manifest in manifests for group in manifest["groups"]]
-    assert {group["coder"]["name"] for group in groups if group["kind"] == "coded"} == set(format_version_2.DECODERS)
+    assert {group["coder"]["name"] for group in groups if group["kind"] != "raw"} == set(CODERS[version])
 
 
 @pytest.mark.parametrize("name", ["rans", "exp_golomb"])
@@ -52,22 +53,39 @@ def test_a_file_of_version_2_has_segments_lanes_and_escapes(name: str) -> None:
     assert (precision_or_k > 0, lanes, width > 0) == (True, 5, True)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_coder_of_version_3_has_a_tensor_of_two_segments() -> None:
+    coders = set()
+    for path in FIXTURES.glob("v3-*.rdo"):
+        manifest = _manifest(path)
+        for row in manifest["tensors"].values():
+            group = manifest["groups"][row[0]] if isinstance(row, list) else {"kind": "tied"}
+            if group["kind"] in ("coded", "lossless") and np.prod(row[1]) > 2 ** row[-2]:
+                coders.add(group["coder"]["name"])
+    assert coders == set(format_version_3.DECODERS)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem[:2] < "v3"], ids=lambda path: path.stem)
 def test_the_version_decides_how_streams_are_read(path: Path, tmp_path: Path) -> None:
-    """A file that says it is of the other version is refused where the streams differ, and read where they do not."""
+    """A file that says it is of the other old version is refused where the streams differ, and read where not."""
     version = _manifest(path)["version"]
     assert rdo.inspect_compressed(path).version == version
     content = path.read_bytes()
     text = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["rdo"]
-    other = text.replace(f'"version":{version}', f'"version":{3 - version}')
-    content = content.replace(json.dumps(text).encode(), json.dumps(other).encode())
-    content = content.replace(b"%08x" % zlib.crc32(text.encode()), b"%08x" % zlib.crc32(other.encode()))
-    (tmp_path / "other.rdo").write_bytes(content)
+
+    def with_version(number: int) -> Path:
+        other = text.replace(f'"version":{version}', f'"version":{number}')
+        changed = content.replace(json.dumps(text).encode(), json.dumps(other).encode())
+        changed = changed.replace(b"%08x" % zlib.crc32(text.encode()), b"%08x" % zlib.crc32(other.encode()))
+        (tmp_path / "other.rdo").write_bytes(changed)
+        return tmp_path / "other.rdo"
+
     if "rans" in path.stem or "exp_golomb" in path.stem:
         with pytest.raises(CorruptCheckpointError, match="tensor '"):
-            rdo.load_compressed(tmp_path / "other.rdo")
+            rdo.load_compressed(with_version(3 - version))
     else:
-        assert rdo.load_compressed(tmp_path / "other.rdo").keys() == rdo.load_compressed(path).keys()
+        assert rdo.load_compressed(with_version(3 - version)).keys() == rdo.load_compressed(path).keys()
+    with pytest.raises(CorruptCheckpointError, match="without a seal"):
+        rdo.load_compressed(with_version(3))
 
 
 def _manifest(path: Path) -> dict[str, Any]:
