@@ -185,6 +185,8 @@ class CompressedFile:
         """Elements ``begin`` to ``end`` of a tensor in C order, [end - begin]."""
         record = self.records[name]
         out = torch.empty(end - begin, dtype=_target(record, dtype))
+        if begin == end:
+            return out
         with self._explained(name):
             if record.group.stored is not None:
                 width = record.group.stored.itemsize
