@@ -43,9 +43,9 @@ class Effort:
     most_slow_symbols: int = 1 << 20
     speed_only: bool = False
 
-    def part(self, arm: Peer, matrices: Sequence[Matrix]) -> list[Matrix]:
+    def part(self, slow: bool, matrices: Sequence[Matrix]) -> list[Matrix]:
         """What an arm is given."""
-        limits = [limit for limit in (self.most_symbols, self.most_slow_symbols if arm.slow else None) if limit]
+        limits = [limit for limit in (self.most_symbols, self.most_slow_symbols if slow else None) if limit]
         return part_of(matrices, min(limits, default=None))
 
 
@@ -122,7 +122,8 @@ def compare(
 
 def _measure(cells: Sequence[Cell], matrices: list[Matrix], effort: Effort) -> Iterator[Row]:
     """The rows of one point; every arm has its turn in every round."""
-    turns = [_Turns(cell.arm, effort.part(cell.arm, matrices), cell.threads) for cell in cells]
+    parts = {slow: _Part.of(effort.part(slow, matrices)) for slow in {cell.arm.slow for cell in cells}}
+    turns = [_Turns(cell.arm, parts[cell.arm.slow], cell.threads) for cell in cells]
     for number in range(effort.rounds):
         for turn in turns:
             if number == 0 or turn.spent < effort.seconds:
@@ -131,12 +132,24 @@ def _measure(cells: Sequence[Cell], matrices: list[Matrix], effort: Effort) -> I
         yield {**_identity(cell), **turn.row(effort.speed_only), **provenance()}
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Matrices or parts of them, and what an ideal static coder would need for them."""
+
+    matrices: list[Matrix]
+    entropy_bytes: float
+
+    @classmethod
+    def of(cls, matrices: list[Matrix]) -> _Part:
+        return cls(matrices, entropy_bytes(matrices))
+
+
 class _Turns:
     """What an arm needed in its turns so far, by number of threads."""
 
-    def __init__(self, arm: Peer, matrices: list[Matrix], threads: int) -> None:
+    def __init__(self, arm: Peer, part: _Part, threads: int) -> None:
         self.arm = arm
-        self.matrices = matrices
+        self.part = part
         self.packing = arm.packings[0]
         self.trips: dict[int, list[Trip]] = {1: []}
         if arm.threaded and threads > 1:
@@ -161,7 +174,7 @@ class _Turns:
 
     def _choose_packing(self) -> None:
         if self.arm.warms_up:
-            small = part_of(self.matrices, WARM_UP_SYMBOLS)
+            small = part_of(self.part.matrices, WARM_UP_SYMBOLS)
             for threads in self.trips:
                 self.arm.trip(small, self.packing, threads)
         tried = [(self._trip(packing, 1), packing) for packing in self.arm.packings]
@@ -169,20 +182,20 @@ class _Turns:
         self.trips[1].append(best)
 
     def _trip(self, packing: str, threads: int) -> Trip:
-        trip = self.arm.trip(self.matrices, packing, threads)
+        trip = self.arm.trip(self.part.matrices, packing, threads)
         self.spent += trip.encode.wall + trip.decode.wall
         return trip
 
     def row(self, speed_only: bool) -> Row:
         """Sizes and median seconds; the load says how much the wall clock can be trusted."""
-        symbols = sum(matrix.symbols.size for matrix in self.matrices)
-        row: Row = {"symbols": symbols, "tensors": len(self.matrices), "load_average": _load()}
+        symbols = sum(matrix.symbols.size for matrix in self.part.matrices)
+        row: Row = {"symbols": symbols, "tensors": len(self.part.matrices), "load_average": _load()}
         if self.error is not None:
             return {**row, "error": self.error}
         first = self.trips[1][0]
         row |= {"form": first.form, "rounds": len(self.trips[1]), "entropy_bytes": None, "bytes": None}
         if not speed_only:
-            row |= {"entropy_bytes": entropy_bytes(self.matrices), "bytes": first.nbytes}
+            row |= {"entropy_bytes": self.part.entropy_bytes, "bytes": first.nbytes}
         row["all_threads"] = max(self.trips) if len(self.trips) > 1 else None
         for name, trips in (("one_thread", self.trips[1]), ("all_threads", self.trips[max(self.trips)])):
             for direction in ("encode", "decode"):

@@ -169,7 +169,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return ["no rows"]
     commits = sorted({row["commit"][:12] for row in rows})
-    first = rows[0]
+    first, rounds = rows[0], [row["rounds"] for row in rows]
     slowdowns = [
         row[f"one_thread_{way}_wall_seconds"] / row[f"one_thread_{way}_cpu_seconds"]
         for row in rows
@@ -179,8 +179,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     notes = [
         f"commit {', '.join(commits)}; {first['date'][:10]}; {first['device']}, {first['threads']} threads; torch "
         f"{first['torch_version']}; {', '.join(sorted({row['version'] for row in rows}))}",
-        f"seconds are medians of {min(row['rounds'] for row in rows)} to {max(row['rounds'] for row in rows)} rounds in "
-        "which the arms take turns",
+        f"seconds are medians of {min(rounds)} to {max(rounds)} rounds in which the arms take turns",
     ]
     if slowdowns:
         notes.append(

@@ -85,7 +85,11 @@ def _process(python: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [python, str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [python, "-P", str(_SCRIPT)],  # -P: the script's neighbours are not modules of that environment
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     atexit.register(process.kill)
     _ask(process, {"version": True})
