@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
     import rdo
-    from rdo_harness import cli_files
+    from rdo_harness import cli_coders, cli_files
 
     parser = argparse.ArgumentParser(
         prog="rdo",
@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_list(commands)
     cli_files.add_commands(commands)
+    cli_coders.add_commands(commands)
     return parser
 
 

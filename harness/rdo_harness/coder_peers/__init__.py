@@ -1,0 +1,1 @@
+"""Entropy coders and compressors of others beside ours, one per file, for ``rdo compare-coders``."""
