@@ -57,13 +57,17 @@ def quantization_table(weights: Sequence[Tensor], symbols: Sequence[Tensor], ste
     weights in a row (which share a step), and how many of its row lie before the first. Steps are float32, one for a
     tensor or one for each row.
     """
-    chunks, begins = chunks_of(weights), address_table([weights, symbols])
+    chunks, begins = chunks_of(weights), address_table([weights, symbols, steps]).reshape(-1, 3)
     count, tensor, first = chunks.T
-    widths = np.array([[w.element_size(), s.element_size()] for w, s in zip(weights, symbols, strict=True)], np.int64)
-    places = begins.reshape(-1, 2)[tensor] + widths.reshape(-1, 2)[tensor] * first[:, None]
-    rows = np.array([w.numel() // max(s.numel(), 1) for w, s in zip(weights, steps, strict=True)], np.int64)[tensor]
-    own = np.array([step.data_ptr() for step in steps], np.int64)[tensor] + 4 * (first // rows)
-    return np.column_stack([count, tensor, places, own, rows, first % rows])
+    widths = [np.array([item.element_size() for item in group], np.int64) for group in (weights, symbols)]
+    sizes, pieces = (np.array([item.numel() for item in group], np.int64) for group in (weights, steps))
+    rows = (sizes // np.maximum(pieces, 1))[tensor]
+    table = np.empty((len(chunks), 7), np.int64)
+    table[:, COUNT], table[:, TENSOR], table[:, ROW], table[:, OFFSET] = count, tensor, rows, first % rows
+    for group, width in enumerate(widths):
+        table[:, ADDRESSES + group] = begins[tensor, group] + width[tensor] * first
+    table[:, STEPS] = begins[tensor, 2] + 4 * (first // rows)
+    return table
 
 
 def sum_by_tensor(values: NDArray[np.float64], chunks: Chunks, tensors: int) -> NDArray[np.float64]:

@@ -66,12 +66,14 @@ def quantize(
     """
     if dtype not in BOUNDS:
         raise ValueError(f"symbols must be int8, int16 or int32, got {dtype}")
-    symbols = [torch.empty(weight.shape, dtype=dtype, device=weight.device) for weight in weights]
+    symbols = [_room(weight, dtype) for weight in weights]
     steps = _checked(weights, steps)
     device = weights[0].device if weights else torch.device("cpu")
     counts = torch.zeros(len(weights), 2 * BOUNDS[dtype] + 2, dtype=torch.int64, device=device) if count else None
     lost = torch.zeros(len(weights), dtype=torch.int64, device=device)
     for module, rows in _groups(weights, backend):
+        if len(rows) == len(weights):  # nearly always, and histograms of many tensors are large
+            return Quantized(symbols, counts, module.quantize(weights, symbols, steps, dead_zone, counts).to(device))
         own = None if counts is None else counts[rows]
         tensors = [[group[row] for row in rows] for group in (weights, symbols, steps)]
         lost[rows] = module.quantize(*tensors, dead_zone, own).to(device)
@@ -100,7 +102,7 @@ def dequantize(
     if any(symbol.dtype not in BOUNDS for symbol in symbols):
         raise ValueError(f"symbols must be int8, int16 or int32, got {', '.join(str(s.dtype) for s in symbols)}")
     symbols = [symbol.contiguous() for symbol in symbols]
-    weights = [torch.empty(symbol.shape, dtype=dtype, device=symbol.device) for symbol in symbols]
+    weights = [_room(symbol, dtype) for symbol in symbols]
     steps = _checked(symbols, steps)
     for width in {symbol.dtype for symbol in symbols}:
         own = [row for row, symbol in enumerate(symbols) if symbol.dtype == width]
@@ -110,17 +112,28 @@ def dequantize(
     return weights
 
 
+def _room(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of this size; takes half as long as ``torch.empty`` with a size and a device."""
+    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+
+
 def _checked(tensors: Sequence[Tensor], steps: Sequence[Tensor]) -> list[Tensor]:
-    """The steps as the backends want them: float32 [1] or [rows], beside their tensor."""
+    """The steps as the backends want them: float32, one (of size [1] or []) or [rows], beside their tensor."""
     if len(tensors) != len(steps):
         raise ValueError(f"{len(tensors)} tensors need as many tensors of steps, got {len(steps)}")
     for index, (tensor, step) in enumerate(zip(tensors, steps, strict=True)):
-        if tensor.numel() and (step.numel() == 0 or tensor.numel() % step.numel()):
-            raise ValueError(f"tensor {index}: {step.numel()} steps do not divide {tensor.numel()} weights into rows")
-    return [
-        step.detach().to(tensor.device, torch.float32).reshape(-1).contiguous()
-        for tensor, step in zip(tensors, steps, strict=True)
-    ]
+        count, rows = tensor.numel(), step.numel()
+        if count and (rows == 0 or count % rows):
+            raise ValueError(f"tensor {index}: {rows} steps do not divide {count} weights into rows")
+    return [_flat(step, tensor) for tensor, step in zip(tensors, steps, strict=True)]
+
+
+def _flat(step: Tensor, tensor: Tensor) -> Tensor:
+    step = step.detach()
+    if step.dtype != torch.float32 or step.device != tensor.device:
+        step = step.to(tensor.device, torch.float32)
+    # A scalar is left as it is: nothing reads its shape, and each call of torch counts where tensors are small.
+    return step if step.ndim == 0 else step.reshape(-1).contiguous()
 
 
 def _groups(weights: Sequence[Tensor], backend: str | None) -> Iterator[tuple[Any, list[int]]]:

@@ -44,6 +44,25 @@ def test_tensors_of_any_type_and_layout_share_a_call() -> None:
         assert torch.equal(weight, (symbols.T * torch.tensor(0.1)).double())
 
 
+@pytest.mark.parametrize("backend", [None, "compiled", "blocks"])
+def test_many_small_tensors_with_steps_of_any_shape(backend: str | None) -> None:
+    """Sizes 0 to 300, and one step as [], [1] or [1, 1], float64 or with a gradient, or a column of them."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = [torch.nn.Parameter(torch.randn(size, generator=generator)) for size in range(301)]
+    one = torch.tensor(0.25)
+    kinds = [one, one.reshape(1), one.reshape(1, 1), one.double(), one.clone().requires_grad_()]
+    steps = [torch.full((size, 1), 0.25) if size % 7 == 6 else kinds[size % len(kinds)] for size in range(301)]
+    found = rdo_kernels.quantize(tensors, steps, dtype=torch.int16, backend=backend)
+    restored = rdo_kernels.dequantize(found.symbols, steps, backend=backend)
+    for row, (tensor, symbols, weight) in enumerate(zip(tensors, found.symbols, restored, strict=True)):
+        expected = (tensor.detach().double() / 0.25).round()
+        assert torch.equal(symbols.double(), expected)
+        assert torch.equal(found.counts[row, :-1], torch.bincount(expected.long() + 1023, minlength=2047))
+        assert torch.equal(weight.double(), expected * 0.25)
+        assert not weight.requires_grad
+    assert not found.lost.any()
+
+
 def test_no_tensors() -> None:
     found = rdo_kernels.quantize([], [], dtype=torch.int8)
     assert found.symbols == []
