@@ -45,6 +45,6 @@ def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo) -> d
         "exp_golomb_bits_per_parameter": golomb[best_k],
         "exp_golomb_best_k": best_k,
         "huffman_bits_per_parameter": bits_per_parameter(sum(Huffman().size_bytes(h) for h in histograms)),
-        "rans_bits_per_parameter": bits_per_parameter(info.payload_bytes + info.table_bytes),
+        "rans_bits_per_parameter": bits_per_parameter(info.payload_bytes + info.table_bytes + info.index_bytes),
         "sparsity": zeros / max(count, 1),
     }

@@ -161,7 +161,7 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
         "coded_parameters": info.coded_parameters,
         "file_bytes": info.file_bytes,
         "raw_bytes": info.raw_bytes,
-        "table_bytes": info.table_bytes,
+        "table_bytes": info.table_bytes + info.index_bytes,
         "payload_bytes": info.payload_bytes,
         "scale_bytes": info.scale_bytes,
         "header_bytes": info.header_bytes,

@@ -240,6 +240,4 @@ def test_old_steps_of_one_tensor_are_a_scalar() -> None:
         quantized, _ = load_quantized(Path(__file__).parent.parent / "fixtures" / f"{version}-rans-row.rdo")
         assert quantized["embedding.weight"].steps.shape == (70,)
         assert quantized["constant.weight"].steps.shape == ()
-        assert np.all(
-            quantized["constant.weight"].symbols.numpy() == quantized["constant.weight"].symbols.numpy()[0, 0]
-        )
+        assert len(quantized["constant.weight"].symbols.unique()) == 1

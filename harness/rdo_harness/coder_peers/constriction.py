@@ -53,7 +53,8 @@ def _encode(symbols: Symbols) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
     if len(histogram.values) < 2:  # its models have two symbols or more
         return table.bytes(), np.empty(0, np.uint32)
     coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(histogram.indices_of(symbols).astype(np.int32), _model(histogram.counts))
+    indices = np.searchsorted(histogram.values, symbols).astype(np.int32)
+    coder.encode_reverse(indices, _model(histogram.counts))
     return table.bytes(), coder.get_compressed()
 
 

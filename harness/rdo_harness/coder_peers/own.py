@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 
-from rdo.checkpoint.threads import in_threads
-from rdo.coders import CODERS, Bitstream, EntropyCoder, coder_from_config, make_coder
+from rdo.checkpoint.manifest import INDEX_BYTES
+from rdo.checkpoint.threads import for_each
+from rdo.coders import CODERS, EntropyCoder, coder_from_config, make_coder
 from rdo_harness.coder_peers.base import LENGTH_BYTES, PEERS, Clock, Matrix, Peer, Trip, check_same
 
 _GOLOMB_ORDERS = range(6)
 _MAPPINGS = ("rank", "zigzag")
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 @PEERS.register("rdo")
@@ -49,18 +48,20 @@ class Own(Peer):
         encoding, decoding = Clock(), Clock()
         before = torch.get_num_threads()
         torch.set_num_threads(threads)  # as many as segments are shared out over
-        share = _one_by_one if threads == 1 else in_threads
+        by_name = {str(number): matrix for number, matrix in enumerate(matrices)}
+        sizes = {name: matrix.symbols.size for name, matrix in by_name.items()}
         try:
             with encoding.running():
-                streams: list[Bitstream] = share(lambda matrix: coder.encode(matrix.symbols), matrices)
-            pairs = list(zip(streams, matrices, strict=True))
+                streams = for_each(lambda name: coder.encode(by_name[name].symbols, by_name[name].row_length), sizes)
             with decoding.running():
-                decoded = share(lambda pair: coder.decode(pair[0], pair[1].symbols.size), pairs)
+                decoded = for_each(
+                    lambda name: coder.decode(streams[name], sizes[name], by_name[name].row_length), sizes
+                )
         finally:
             torch.set_num_threads(before)
-        check_same(self.label, matrices, decoded)
-        # a table and a payload, and the length of each
-        nbytes = sum(stream.nbytes + 2 * LENGTH_BYTES for stream in streams)
+        check_same(self.label, matrices, list(decoded.values()))
+        # the length of the table, and what the index of a checkpoint has for each segment
+        nbytes = sum(stream.nbytes + LENGTH_BYTES + INDEX_BYTES * len(stream.lengths) for stream in streams.values())
         return Trip(nbytes, packing, encoding, decoding)
 
     @classmethod
@@ -68,7 +69,3 @@ class Own(Peer):
         import rdo
 
         return f"rdo {rdo.__version__}"
-
-
-def _one_by_one(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    return [function(item) for item in items]
