@@ -187,8 +187,12 @@ def check_coder(coder: EntropyCoder, symbols: np.ndarray[Any, np.dtype[np.int32]
     assert np.array_equal(stream.table, again.table)
     assert np.array_equal(stream.payload, again.payload)
     histogram = Histogram.of(symbols)
-    assert abs(coder.size_bytes(histogram) - stream.nbytes) <= 16 + 1e-3 * stream.nbytes
-    assert 8 * stream.nbytes >= histogram.entropy_bits()
+    if coder.exact_size:
+        assert abs(coder.size_bytes(histogram) - stream.nbytes) <= 16 + 1e-3 * stream.nbytes
+        assert 8 * stream.nbytes >= histogram.entropy_bits()
+    else:
+        # What symbols in no order would take; coders that use an order may also find it where there is none.
+        assert 0 <= coder.size_bytes(histogram) <= 16 + 1.01 * histogram.entropy_bits() / 8
 
 
 def check_method(method_type: type[Method]) -> None:

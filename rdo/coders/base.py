@@ -135,6 +135,8 @@ class EntropyCoder(ABC):
     """
 
     name: ClassVar[str]
+    exact_size: ClassVar[bool] = True
+    """Whether the bytes follow from the histogram, as :meth:`size_bytes` gives them: not if order changes them."""
 
     @abstractmethod
     def encode(self, symbols: Symbols, row_length: int = 1) -> Bitstream:
