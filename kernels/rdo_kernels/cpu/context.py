@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdo_kernels.cpu import context_loops
-from rdo_kernels.cpu.context_loops import LEVEL, RATE, SQUASH, STRETCH, TOO_LONG
-
-_TABLES = SQUASH, STRETCH, LEVEL, RATE
+from rdo_kernels.cpu.context_loops import TOO_LONG
 
 
 def encode(symbols: NDArray[np.int32], row_length: int, column: int, shift: int) -> NDArray[np.uint8]:
@@ -16,7 +14,7 @@ def encode(symbols: NDArray[np.int32], row_length: int, column: int, shift: int)
     room = symbols.size + 64
     while True:
         data = np.empty(room, np.uint8)
-        used = context_loops.code(False, symbols, row_length, column, shift, _TABLES, data)
+        used = context_loops.code(False, symbols, row_length, column, shift, data)
         if used != TOO_LONG:
             return data[:used].copy()
         room *= 4
@@ -26,5 +24,5 @@ def decode(data: NDArray[np.uint8], row_length: int, column: int, shift: int, ou
     """Decode a segment into ``out``; trusts nothing. Whether the bytes are what an encoder gives for these symbols."""
     if data.size and not data[-1]:
         return False
-    used = context_loops.code(True, out, row_length, column, shift, _TABLES, data)
+    used = context_loops.code(True, out, row_length, column, shift, data)
     return bool(0 <= data.size <= used)

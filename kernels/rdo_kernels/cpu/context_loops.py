@@ -1,10 +1,10 @@
-"""Context modelling on a CPU, compiled by numba: adaptive binary range coding with logistic mixing, integers only.
+"""The model of the coder "context" on a CPU, compiled by numba: adaptive counters, mixed; integers only.
 
 docs/coders.md ("context") is the specification. One function holds the model for both directions, so that they cannot
-differ. Nothing depends on the machine: there is no floating point, also not in the tables.
+differ.
 """
 
-# mypy: disable-error-code="assignment, call-overload"
+# mypy: disable-error-code="assignment, call-overload, operator"
 
 from __future__ import annotations
 
@@ -12,261 +12,180 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
+
+from rdo_kernels.cpu.context_tables import LEVEL, RATE, SQUASH, SQUASH_REACH, STRETCH
+from rdo_kernels.cpu.range_coder import WHOLE, carry, narrow, put, shortest, word_at
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "boundscheck": False}
 
 MAX_MAGNITUDE = 2**30
-BINS = 16
-"""Decisions of a context: magnitude > 0, > 1, ..., > 14; the last is not used."""
-ESCAPE = BINS - 1
-INPUTS = 5
-SQUASH_REACH = 2816
-_UNIT = 256
-_LENGTHS = 32
+TOO_LONG, BEYOND, ALTERED = -1, -2, -3
+_BINS = 16
+"""Decisions of a context: magnitude > 0, > 1, ..., > 14; the last place is not used."""
+_ESCAPE = _BINS - 1
+_INPUTS = 4
 _LEARNING = 10
 _LIMIT = 255
-_WEIGHT = 65536 * 3 // 10
-_CONTEXTS = 760
-_WORD = np.uint64(1 << 32)
-
-TOO_LONG, BEYOND, ALTERED = -1, -2, -3
-
-
-def _squash_table() -> NDArray[np.int32]:
-    """2^16 / (1 + exp(-x / 256)), x from -SQUASH_REACH to SQUASH_REACH - 1, rounded down, within 16..65520."""
-    # exp(1/256) by its series, as an integer over 2^96.
-    one = 1 << 96
-    term, ratio = one, one
-    for n in range(1, 20):
-        term //= _UNIT * n
-        ratio += term
-    power, table = one, []
-    for _ in range(SQUASH_REACH + 1):
-        table.append((power << 16) // (power + one))
-        power = power * ratio >> 96
-    rising = [65536 - p for p in table[:0:-1]] + table[:-1]
-    return np.array([min(max(p, 16), 65520) for p in rising], np.int32)
-
-
-def _stretch_table(squash: NDArray[np.int32]) -> NDArray[np.int32]:
-    """For each probability p / 4096 the least x with squash(x) >= 16 p + 8."""
-    found = np.searchsorted(squash, 16 * np.arange(4096) + 8)
-    return np.minimum(found, 2 * SQUASH_REACH - 1).astype(np.int32) - np.int32(SQUASH_REACH)
-
-
-def _level_table() -> NDArray[np.int32]:
-    """8 log2 of 1 + an integer below 4096, rounded down: the most n with 2^n <= (1 + x)^8."""
-    return np.array([((1 + x) ** 8).bit_length() - 1 for x in range(4096)], np.int32)
-
-
-SQUASH = _squash_table()
-STRETCH = _stretch_table(SQUASH)
-LEVEL = _level_table()
-RATE = np.array([65536 * 2 // (2 * n + 3) for n in range(1024)], np.int32)
+_WEIGHT = 17694
+_HALF = 1 << 15
+_ONE = 1 << 16
+_LARGEST = 31
+"""Magnitudes are taken as at most this in averages."""
+_MAX_EXTRA = 31
+_PAIRS, _RECENT, _COLUMN, _SIGNS = 48 * _BINS, 624 * _BINS, 648 * _BINS, 696 * _BINS
+"""Where the counters of each kind begin; those of row and column together at 0."""
+_COUNTERS = _SIGNS + 375 + 225 + 51 + 75
 
 
 @njit(**_OPTIONS)
-def _carry(data, position):  # type: ignore[no-untyped-def]
-    while position > 0:
-        position -= 1
-        data[position] += np.uint8(1)
-        if data[position]:
-            return
-
-
-@njit(**_OPTIONS)
-def _word(data, position):  # type: ignore[no-untyped-def]
-    """Four bytes, most significant first; behind the last byte there are zeros."""
-    word = np.uint64(0)
-    for k in range(position, position + 4):
-        word = (word << np.uint64(8)) | np.uint64(data[k] if k < data.size else np.uint8(0))
-    return word
-
-
-@njit(**_OPTIONS)
-def _put(word, data, position):  # type: ignore[no-untyped-def]
-    if position + 4 <= data.size:
-        for k in range(4):
-            data[position + k] = np.uint8((word >> np.uint64(24 - 8 * k)) & np.uint64(255))
-
-
-@njit(**_OPTIONS)
-def _narrow(decoding, bit, probability, low, width, ahead, position, data):  # type: ignore[no-untyped-def]
-    """Code one bit, which is 1 with ``probability`` / 2^16. The code is in [low, low + width), ``ahead`` of low."""
-    bound = (width >> np.uint64(16)) * np.uint64(probability)
-    if decoding:
-        bit = np.int64(1) if ahead < bound else np.int64(0)
-    if bit:
-        width = bound
-    else:
-        low += bound
-        width -= bound
-        if decoding:
-            ahead -= bound
-        elif low < bound and position <= data.size:
-            _carry(data, position)
-    if width < _WORD:
-        if decoding:
-            ahead = (ahead << np.uint64(32)) | _word(data, position)
-        else:
-            _put(low >> np.uint64(32), data, position)
-        position += 4
-        low <<= np.uint64(32)
-        width <<= np.uint64(32)
-    return bit, low, width, ahead, position
-
-
-@njit(**_OPTIONS)
-def _shortest(low, width):  # type: ignore[no-untyped-def]
-    """How far from low, less than width, the number with the most zero bytes at its end is."""
-    for zeros in range(8, 0, -1):
-        mask = np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - 8 * zeros)
-        step = (np.uint64(0) - low) & mask
-        if step < width:
-            return step
-    return np.uint64(0)
-
-
-@njit(**_OPTIONS)
-def _mix(table, places, weights, chosen, stretch, inputs):  # type: ignore[no-untyped-def]
-    """The weighted sum of what the counters ``places`` say, stretched; leaves that in ``inputs``."""
-    total = np.int64(1) << 15
-    for k in range(INPUTS):
-        inputs[k] = stretch[table[places[k]] >> 20]
+def _mix(counters, places, weights, chosen, inputs):  # type: ignore[no-untyped-def]
+    """The weighted sum of what the counters at ``places`` say, stretched; leaves that in ``inputs``."""
+    total = np.int64(_HALF)
+    for k in range(_INPUTS):
+        inputs[k] = STRETCH[counters[places[k]] >> 20]
         total += np.int64(inputs[k]) * np.int64(weights[chosen + k])
-    return min(max(total >> 16, -SQUASH_REACH), SQUASH_REACH - 1)
+    return np.int64(SQUASH[min(max(total >> 16, -SQUASH_REACH), SQUASH_REACH - 1) + SQUASH_REACH])
 
 
 @njit(**_OPTIONS)
-def _learn(table, places, weights, chosen, inputs, rate, bit, probability):  # type: ignore[no-untyped-def]
+def _learn(counters, places, weights, chosen, inputs, bit, probability):  # type: ignore[no-untyped-def]
     error = ((bit << 16) - probability) * _LEARNING
-    for k in range(INPUTS):
+    for k in range(_INPUTS):
         weights[chosen + k] += (np.int64(inputs[k]) * error + (1 << 19)) >> 20
-        counter = np.int64(table[places[k]])
-        n = counter & 1023
-        p = counter >> 10
-        p += (((bit << 22) - bit - p) * rate[n]) >> 16
-        table[places[k]] = (p << 10) | min(n + 1, _LIMIT)
+        counter = np.int64(counters[places[k]])
+        n, p = counter & 1023, counter >> 10
+        p += (((bit << 22) - bit - p) * RATE[n]) >> 16
+        counters[places[k]] = (p << 10) | min(n + 1, _LIMIT)
 
 
 @njit(**_OPTIONS)
-def code(decoding, symbols, row_length, column, shift, tables, data):  # type: ignore[no-untyped-def]
-    """Encode or decode one segment, of which the first symbol is in ``column``.
+def _towards(average, value, seen):  # type: ignore[no-untyped-def]
+    """An average of values times 2^16, after one more; it saw ``seen`` before, of which at most 255 count."""
+    return average + (((np.int64(value) << 16) - average) * RATE[min(seen, 255)] >> 16)
 
-    Returns the bytes used, or an error below 0.
+
+@njit(**_OPTIONS)
+def _steps(average, size, limit):  # type: ignore[no-untyped-def]
+    """An average of signs in steps of 2^size, rounded, from 0 (-limit or less) to 2 limit."""
+    return min(max(limit + ((average + (1 << (size - 1))) >> size), 0), 2 * limit)
+
+
+@njit(**_OPTIONS)
+def code(decoding, symbols, row_length, column, shift, data):  # type: ignore[no-untyped-def]
+    """Encode a segment into ``data``, or decode it from there into ``symbols``.
+
+    The first symbol is in ``column`` of its row; the low ``shift`` bits of magnitudes are not modelled. Returns the
+    bytes that it takes (decoding: and zeros may follow), or an error below 0.
     """
-    squash, stretch, level, rate = tables
-    columns = np.zeros(min(row_length, symbols.size), np.int32)
-    above = np.zeros(columns.size, np.uint8)
-    table = np.full(_CONTEXTS * BINS, 1 << 31, np.uint32)
-    weights = np.full(BINS * INPUTS, _WEIGHT, np.int32)
-    escapes = np.full(_LENGTHS, 1 << 15, np.int64)
-    inputs = np.empty(INPUTS, np.int32)
-    places = np.empty(INPUTS, np.int64)
-    bases = np.empty(INPUTS, np.int64)
+    slots = min(row_length, symbols.size)
+    column_magnitude = np.full(slots, _ONE, np.int64)
+    column_sign = np.zeros(slots, np.int64)
+    above = np.zeros(slots, np.int8)
+    counters = np.full(_COUNTERS, 1 << 31, np.uint32)
+    weights = np.full(_BINS * _INPUTS, _WEIGHT, np.int32)
+    escapes = np.full(_MAX_EXTRA, _HALF, np.int64)
+    inputs, places = np.empty(_INPUTS, np.int32), np.empty(_INPUTS, np.int64)
 
-    low, width, ahead, position = np.uint64(0), np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0), np.int64(0)
+    low, width, ahead, position = np.uint64(0), WHOLE, np.uint64(0), np.int64(0)
     if decoding:
-        ahead = (_word(data, 0) << np.uint64(32)) | _word(data, 4)
-        position = np.int64(8)
-    row, everywhere = np.int64(0), np.int64(1 << 16)
-    in_row, rows, slot = np.int64(0), np.int64(0), np.int64(0)
-    left = left2 = np.int64(0)
+        ahead, position = (word_at(data, 0) << np.uint64(32)) | word_at(data, 4), np.int64(8)
+    everywhere = row_magnitude = np.int64(_ONE)
+    recent = row_sign = agreement = left = np.int64(0)
+    in_row = rows = slot = np.int64(0)
     value = magnitude = high = np.int64(0)
     for i in range(symbols.size):
-        average, up = np.int64(columns[slot]), np.int64(above[slot])
-        level_all, level_row = level[everywhere >> 9], level[row >> 9]
-        level_column = level[average >> 9] if rows else level_all
-        joint = min(max(level_row + level_column - level_all, 0), 95)
-        bases[0] = joint >> 1
-        bases[1] = 48 + (level_row >> 2) * 24 + (level_column >> 2)
-        bases[2] = 624 + min(2 * left + left2 + up, 23)
-        bases[3] = 648 + (level_column >> 1)
-        bases[4] = 696 + min(left, 3) * 16 + min(up, 3) * 4 + min(left2, 3)
+        level_row, level_column = LEVEL[row_magnitude >> 9], LEVEL[column_magnitude[slot] >> 9]
+        joint = min(max(level_row + level_column - LEVEL[everywhere >> 9], 0), 95)
+        places[0] = (joint >> 1) * _BINS
+        places[1] = _PAIRS + ((level_row >> 2) * 24 + (level_column >> 2)) * _BINS
+        places[2] = _RECENT + (LEVEL[recent >> 9] >> 2) * _BINS
+        places[3] = _COLUMN + (level_column >> 1) * _BINS
         if not decoding:
             value = np.int64(symbols[i])
             magnitude = abs(value)
             high = magnitude >> shift
-        b = np.int64(0)
-        while b < ESCAPE:
-            for k in range(INPUTS):
-                places[k] = bases[k] * BINS + b
-            total = _mix(table, places, weights, b * INPUTS, stretch, inputs)
-            probability = np.int64(squash[total + SQUASH_REACH])
-            bit = np.int64(1) if high > b else np.int64(0)
-            bit, low, width, ahead, position = _narrow(decoding, bit, probability, low, width, ahead, position, data)
-            _learn(table, places, weights, b * INPUTS, inputs, rate, bit, probability)
+        unary = np.int64(0)
+        while unary < _ESCAPE:
+            probability = _mix(counters, places, weights, unary * _INPUTS, inputs)
+            bit = np.int64(high > unary)
+            bit, low, width, ahead, position = narrow(decoding, bit, probability, low, width, ahead, position, data)
+            _learn(counters, places, weights, unary * _INPUTS, inputs, bit, probability)
             if bit == 0:
                 break
-            b += 1
-        rest = high - ESCAPE + 1
-        extra = np.int64(0)
-        if b == ESCAPE:
-            while True:
-                bit = np.int64(1) if (rest >> extra) > 1 else np.int64(0)
-                bit, low, width, ahead, position = _narrow(
-                    decoding, bit, escapes[extra], low, width, ahead, position, data
-                )
-                escapes[extra] += ((bit << 16) - escapes[extra]) >> 5
-                if bit == 0:
-                    break
-                extra += 1
-                if extra == _LENGTHS:
-                    return BEYOND
-        # Bits as likely one way as the other: those below the highest of an escape, those below high, the sign.
+            unary += 1
+            for k in range(_INPUTS):
+                places[k] += 1
+        rest, extra = high - _ESCAPE + 1, np.int64(0)
+        while unary == _ESCAPE:
+            bit = np.int64((rest >> extra) > 1)
+            bit, low, width, ahead, position = narrow(decoding, bit, escapes[extra], low, width, ahead, position, data)
+            escapes[extra] += (_ONE - escapes[extra]) >> 5 if bit else -(escapes[extra] >> 5)  # stays in 31..65505
+            if bit == 0:
+                break
+            extra += 1
+            if extra == _MAX_EXTRA:
+                return BEYOND
         raw = np.int64(1)
         for k in range(extra - 1, -1, -1):
-            bit, low, width, ahead, position = _narrow(
-                decoding, (rest >> k) & 1, 1 << 15, low, width, ahead, position, data
+            bit, low, width, ahead, position = narrow(
+                decoding, (rest >> k) & 1, _HALF, low, width, ahead, position, data
             )
             raw = (raw << 1) | bit
         if decoding:
-            high = b if b < ESCAPE else raw - 1 + ESCAPE
-            magnitude = high
+            high = unary if unary < _ESCAPE else raw - 1 + _ESCAPE
+        raw = high
         for k in range(shift - 1, -1, -1):
-            bit, low, width, ahead, position = _narrow(
-                decoding, (magnitude >> k) & 1, 1 << 15, low, width, ahead, position, data
+            bit, low, width, ahead, position = narrow(
+                decoding, (magnitude >> k) & 1, _HALF, low, width, ahead, position, data
             )
-            if decoding:
-                magnitude = (magnitude << 1) | bit
+            raw = (raw << 1) | bit
+        magnitude = raw
+        if magnitude > MAX_MAGNITUDE:
+            return BEYOND
+        known, sign, up = min(high, _LARGEST), np.int64(0), np.int64(above[slot])
         if magnitude:
-            bit = np.int64(1) if value < 0 else np.int64(0)
-            bit, low, width, ahead, position = _narrow(decoding, bit, 1 << 15, low, width, ahead, position, data)
-            if decoding:
-                value = -magnitude if bit else magnitude
-        else:
-            value = np.int64(0)
+            lean = _steps(column_sign[slot], 12, 12)
+            places[0] = _SIGNS + (lean * 5 + min(known, 4)) * 3 + left + 1
+            places[1] = _SIGNS + 375 + lean * 9 + _steps(row_sign, 13, 4)
+            places[2] = _SIGNS + 600 + _steps(agreement, 12, 8) * 3 + up + 1
+            places[3] = _SIGNS + 651 + lean * 3 + up + 1
+            probability = _mix(counters, places, weights, _ESCAPE * _INPUTS, inputs)
+            bit = np.int64(value < 0)
+            bit, low, width, ahead, position = narrow(decoding, bit, probability, low, width, ahead, position, data)
+            _learn(counters, places, weights, _ESCAPE * _INPUTS, inputs, bit, probability)
+            sign = 1 - 2 * bit
+            column_sign[slot] = _towards(column_sign[slot], sign, rows + 2)
+            row_sign = _towards(row_sign, sign, in_row + 4)
+            if up:
+                agreement = _towards(agreement, sign * up, in_row + 4)
         if decoding:
-            if magnitude > MAX_MAGNITUDE:
-                return BEYOND
-            symbols[i] = value
-        known = min(high, 31)
-        columns[slot] = average + (((known << 16) - average) * rate[min(rows, 255)] >> 16)
-        row += ((known << 16) - row) * rate[min(in_row + 8, 255)] >> 16
-        everywhere += ((known << 16) - everywhere) * rate[min(i, 1023)] >> 16
-        above[slot] = known
-        left2, left = left, known
+            symbols[i] = sign * magnitude
+        column_magnitude[slot] = _towards(column_magnitude[slot], known, rows + 1)
+        row_magnitude = _towards(row_magnitude, known, in_row + 4)
+        everywhere += ((known << 16) - everywhere) * RATE[min(i, 1023)] >> 16
+        recent += ((known << 16) - recent) >> 4
+        above[slot] = left = sign
         in_row += 1
-        slot = slot + 1 if slot + 1 < columns.size else 0
+        slot = slot + 1 if slot + 1 < slots else 0
         column += 1
         if column == row_length:
-            column = in_row = left = left2 = np.int64(0)
+            column = in_row = left = np.int64(0)
             rows += 1
+    # Sixteen zeros: what is truncated or damaged hardly ever ends with them.
     for _ in range(16):
-        bit, low, width, ahead, position = _narrow(decoding, np.int64(0), 1 << 15, low, width, ahead, position, data)
+        bit, low, width, ahead, position = narrow(decoding, np.int64(0), _HALF, low, width, ahead, position, data)
         if bit:
             return ALTERED
-    step = _shortest(low, width)
+    step = shortest(low, width)
     if decoding:
         return position if step == ahead else ALTERED
     if position + 8 > data.size:
         return TOO_LONG
     low += step
     if low < step:
-        _carry(data, position)
-    _put(low >> np.uint64(32), data, position)
-    _put(low & np.uint64(0xFFFFFFFF), data, position + 4)
+        carry(data, position)
+    put(low >> np.uint64(32), data, position)
+    put(low, data, position + 4)
     position += 8
     while position and data[position - 1] == 0:
         position -= 1
