@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from rdo.coders.base import CODERS, Bitstream, Bytes, EntropyCoder, Histogram, SegmentDecoder, Symbols
+from rdo.coders.base import CODERS, MAX_SYMBOL, Bitstream, Bytes, EntropyCoder, Histogram, SegmentDecoder, Symbols
 from rdo.coders.segments import OneByOne, bounds, join
 from rdo.coders.varint import Reader, Writer
 from rdo.errors import CoderError
@@ -16,8 +16,10 @@ _SEGMENT_SIZE_LOG2 = 20
 _MAX_SHIFT = 28
 _TYPICAL_HIGH = 4
 """Magnitudes are shifted until their mean is at most this: one decision for each unit."""
-_SMALL_SEGMENT_BYTES = 2
+_END_BYTES = 2
+"""What notices truncation, in each segment."""
 _LEARNING = 0.003
+"""What adapting costs where there is nothing to be learned, of the entropy."""
 
 
 @CODERS.register("context")
@@ -25,8 +27,8 @@ _LEARNING = 0.003
 class Context(EntropyCoder):
     """Context modelling: symbols as adaptive binary decisions, predicted from the magnitudes in their row and column.
 
-    Smaller than the order-0 entropy wherever rows or columns of a matrix differ in scale; some ten times slower than
-    the coder ``rans``.
+    Takes less than the order-0 entropy wherever rows or columns of a matrix differ in scale or lean to one sign, and
+    some ten times as long as the coder ``rans``.
     """
 
     name: ClassVar[str] = "context"
@@ -54,7 +56,7 @@ class Context(EntropyCoder):
         reader.end()
         if kind > _MAX_SHIFT + 1:
             raise CoderError(f"the table shifts magnitudes by {kind - 1} bits; at most {_MAX_SHIFT} are possible")
-        if only is not None and abs(only) > 2**30:
+        if only is not None and abs(only) > MAX_SYMBOL:
             raise CoderError("the table holds a symbol beyond +-2^30")
         return _Decoder(segment_log2, row_length, kind - 1, only)
 
@@ -64,7 +66,7 @@ class Context(EntropyCoder):
         if len(histogram.values) < 2:
             return table
         segments = -(-histogram.count >> _SEGMENT_SIZE_LOG2)
-        return table + int(histogram.entropy_bits() / 8 * (1 + _LEARNING)) + segments * _SMALL_SEGMENT_BYTES
+        return table + int(histogram.entropy_bits() / 8 * (1 + _LEARNING)) + segments * _END_BYTES
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _shift(histogram: Histogram) -> int:
     if not histogram.count:
         return 0
     total = int((np.abs(histogram.values) * histogram.counts).sum())
-    return max(0, (total // (_TYPICAL_HIGH * histogram.count)).bit_length())
+    return min((total // (_TYPICAL_HIGH * histogram.count)).bit_length(), _MAX_SHIFT)
 
 
 def _table(histogram: Histogram, shift: int) -> Bytes:

@@ -52,6 +52,12 @@ def test_any_symbols_come_back(values: list[int], row_length: int) -> None:
     assert np.array_equal(CONTEXT.decode(stream, symbols.size, row_length), symbols)
 
 
+def test_the_largest_magnitudes_come_back() -> None:
+    for values in ([LIMIT, -LIMIT], [LIMIT, LIMIT - 1], [-LIMIT] * 50 + [0]):
+        symbols = np.array(values, np.int32)
+        assert np.array_equal(CONTEXT.decode(CONTEXT.encode(symbols), symbols.size), symbols)
+
+
 def test_segments_are_decoded_alone_and_know_their_column() -> None:
     symbols = quantised(normal(3000, 701) * np.exp(normal(1, 701, seed=1)))
     stream = CONTEXT.encode(symbols, 701)
