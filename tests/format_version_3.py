@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests import context_reference
+from tests import context_decoder
 from tests.format_version_2 import Numbers, bits_of, take, unzigzag
 
 Decode = Callable[[bytes, int], list[int]]
@@ -141,8 +141,6 @@ def float_bits(config: dict[str, Any], table: Numbers, segments: int) -> Iterato
 
 
 DECODERS = {f.__name__: f for f in (fixed_length, exp_golomb, huffman, rans, float_bits)}
-SLOW = {"context": context_reference.decode}
-"""Decoders that know the place of a segment in the tensor, and the length of a row."""
 STORED = {"float32": "<f4", "float16": "<f2", "int64": "<i8", "bfloat16": "<u2"}
 
 
@@ -151,9 +149,14 @@ def decode_stream(
 ) -> list[int]:
     numbers: Numbers = Numbers(table)
     symbols: list[int] = []
-    if config["name"] in SLOW:
-        for i, data in enumerate(segments):
-            symbols += SLOW[config["name"]](data, min(1 << log2, count - (i << log2)), i << log2, row_length)
+    if config["name"] == "context":  # the only coder that knows of rows
+        kind = numbers.number()
+        value = 0 if kind else numbers.signed()
+        for begin, data in zip(range(0, count, 1 << log2), segments, strict=True):
+            n = min(1 << log2, count - begin)
+            own = context_decoder.decode(data, n, row_length, begin % row_length, kind - 1) if kind else [value] * n
+            symbols += own
+        assert next(numbers.data, None) is None
         return symbols
     decoders = list(DECODERS[config["name"]](config, numbers, len(segments)))
     assert next(numbers.data, None) is None
