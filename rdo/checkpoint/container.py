@@ -149,7 +149,10 @@ class Container:
         self._handle, self._file, self._lock = handle, file, threading.Lock()
         head = self._read(0, 8 + int.from_bytes(self._read(0, 8).tobytes(), "little"))
         self.header_bytes = head.size
-        header = json.loads(head[8:].tobytes())
+        try:
+            header = json.loads(head[8:].tobytes())
+        except (ValueError, RecursionError) as error:  # the safetensors library skips what it does not know
+            raise CorruptCheckpointError(f"{path}: contradictory header: {error}") from error
         metadata = header.pop("__metadata__", None) or {}
         self.metadata: dict[str, str] = metadata
         self.codes: dict[str, str] = {name: entry["dtype"] for name, entry in header.items()}

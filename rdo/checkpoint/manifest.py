@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ INDEX_BYTES = 8
 """Of a segment in the index: its length and its CRC-32C."""
 _CODED, _RAW = "::stream", "::raw"
 _MAX_EXTENT = 2**62
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Config = dict[str, Any]
 
@@ -167,12 +169,15 @@ def parse_metadata(metadata: Mapping[str, str], where: str, *, sealed: bool) -> 
         groups = [_group(group, f"group {index}") for index, group in enumerate(content["groups"])]
         tensors = {name: _record(row, groups, version, f"tensor {name!r}") for name, row in content["tensors"].items()}
         for name, owner in tensors.items():
+            _need(not _SURROGATE.search(name), f"tensor {name!r}: the name is not valid Unicode")
             if isinstance(owner, str):
                 _need(
                     isinstance(tensors.get(owner), Record), f"tensor {name!r}: tied to {owner!r}, which is not stored"
                 )
         return Manifest(tensors, content["writer"], version)
-    except (_BadManifestError, json.JSONDecodeError, RecursionError) as error:
+    except UnsupportedVersionError:
+        raise
+    except (_BadManifestError, ValueError, RecursionError) as error:  # integers of too many digits are a ValueError
         raise CorruptCheckpointError(f"{where}: contradictory header: {error}") from error
 
 
