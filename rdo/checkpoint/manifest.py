@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +29,8 @@ INDEX_BYTES = 8
 """Of a segment in the index: its length and its CRC-32C."""
 _CODED, _RAW = "::stream", "::raw"
 _MAX_EXTENT = 2**62
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_DEPTH = 8
+"""Of lists and tables in each other in the configuration of a coder or quantizer."""
 
 Config = dict[str, Any]
 
@@ -154,6 +154,8 @@ def parse_metadata(metadata: Mapping[str, str], where: str, *, sealed: bool) -> 
         raise CorruptCheckpointError(f"{where}: the header is damaged (wrong checksum); fetch or write the file again")
     try:
         content = json.loads(text, object_pairs_hook=_unique)
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair could not even be printed
         _need(isinstance(content, dict) and content.get("format") == FORMAT, f"its format is not {FORMAT!r}")
         version = content.get("version")
         _need(_is_count(version) and version >= 1, f"bad version {version!r}")
@@ -169,7 +171,6 @@ def parse_metadata(metadata: Mapping[str, str], where: str, *, sealed: bool) -> 
         groups = [_group(group, f"group {index}") for index, group in enumerate(content["groups"])]
         tensors = {name: _record(row, groups, version, f"tensor {name!r}") for name, row in content["tensors"].items()}
         for name, owner in tensors.items():
-            _need(not _SURROGATE.search(name), f"tensor {name!r}: the name is not valid Unicode")
             if isinstance(owner, str):
                 _need(
                     isinstance(tensors.get(owner), Record), f"tensor {name!r}: tied to {owner!r}, which is not stored"
@@ -200,6 +201,11 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= _MAX_EXTENT
 
 
+def _is_shallow(value: object, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
+
+
 def _group(content: Any, where: str) -> Group:
     _need(isinstance(content, dict), f"{where}: not a table")
     kind, dtype = content.get("kind"), _dtype(content.get("dtype"), where)
@@ -211,6 +217,7 @@ def _group(content: Any, where: str) -> Group:
     _need(dtype.is_floating_point, f"{where}: coded tensors hold floating-point numbers, not {dtype_name(dtype)}")
     for key in ("coder", "quantizer"):
         _need(isinstance(content.get(key), dict), f"{where}: no {key}")
+        _need(_is_shallow(content[key], _MAX_DEPTH), f"{where}: too deep a {key}")
     return Group(dtype, coder=content["coder"], quantizer=content["quantizer"])
 
 

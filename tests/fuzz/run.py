@@ -1,7 +1,8 @@
 """Fuzz what reads streams and files: ``python -m tests.fuzz.run streams --executions 1000000 --seed 1 --seconds 60``.
 
-The target runs in a child process, which leaves each input in shared memory before it executes it, so that an input on
-which the process dies or hangs is known. Findings are made smaller and written to ``--out``; any makes the exit status 1.
+The target runs in a child process, which leaves each input in shared memory before it executes it, so that an input
+on which the process dies or hangs is known. Findings are made smaller and written to ``--out``; any makes the
+exit status 1.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Streams(Damage):
                 symbols = open_stream(coder, table, payload, count).symbols(0, count)
         except CoderError:
             return False
-        assert symbols.size == count and symbols.dtype == np.int32
+        assert symbols.shape == (count,)
         low, high = int(symbols.min()), int(symbols.max())
         assert -MAX_SYMBOL <= low <= high <= MAX_SYMBOL, f"symbols from {low} to {high}"
         return True
