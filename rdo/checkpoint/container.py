@@ -60,7 +60,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def bytes_of(tensor: Tensor) -> Bytes:
     """The elements of a tensor in C order, as little-endian bytes; shares memory where it can."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # A single element may have any stride and be contiguous all the same.
+    flat = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,))
     data: Bytes = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
     return data
 

@@ -177,9 +177,8 @@ def same(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors have the same type, size and bytes."""
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
-    if not left.numel():
-        return True
-    return torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
+    first, second = (tensor.contiguous().as_strided((tensor.numel(),), (1,)) for tensor in (left, right))
+    return torch.equal(first.view(torch.uint8), second.view(torch.uint8))
 
 
 def small_state() -> dict[str, Tensor]:

@@ -216,3 +216,10 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> N
     left = {name for name in os.listdir(tmp_path) if name != "model.rdo"}
     assert left, "a killed writer cannot tidy up"
     assert all(name.startswith(".model.rdo.") and name.endswith(".tmp") for name in left)
+
+
+def test_a_single_element_may_have_any_stride(tmp_path: Path) -> None:
+    tensor = torch.tensor([3, 4])[::2]
+    assert tensor.stride() == (2,)
+    save_compressed({"w": tensor}, tmp_path / "w.rdo")
+    assert load_compressed(tmp_path / "w.rdo")["w"].tolist() == [3]
