@@ -7,11 +7,13 @@ import json
 import struct
 from collections.abc import Callable, Iterator
 from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests import context_reference
 from tests.format_version_2 import Numbers, bits_of, take, unzigzag
 
 Decode = Callable[[bytes, int], list[int]]
@@ -139,13 +141,22 @@ def float_bits(config: dict[str, Any], table: Numbers, segments: int) -> Iterato
 
 
 DECODERS = {f.__name__: f for f in (fixed_length, exp_golomb, huffman, rans, float_bits)}
+SLOW = {"context": context_reference.decode}
+"""Decoders that know the place of a segment in the tensor, and the length of a row."""
 STORED = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "bool": "?"}
 STORED |= {f"{kind}{8 * size}": f"<{kind[0]}{size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)}
 STORED |= {"float8_e4m3fn": "u1", "float8_e5m2": "u1"}
 
 
-def decode_stream(config: dict[str, Any], table: bytes, segments: list[bytes], log2: int, count: int) -> list[int]:
-    numbers, symbols = Numbers(table), []
+def decode_stream(
+    config: dict[str, Any], table: bytes, segments: list[bytes], log2: int, count: int, row_length: int = 1
+) -> list[int]:
+    numbers: Numbers = Numbers(table)
+    symbols: list[int] = []
+    if config["name"] in SLOW:
+        for i, data in enumerate(segments):
+            symbols += SLOW[config["name"]](data, min(1 << log2, count - (i << log2)), i << log2, row_length)
+        return symbols
     decoders = list(DECODERS[config["name"]](config, numbers, len(segments)))
     assert next(numbers.data, None) is None
     for i, (decode, data) in enumerate(zip(decoders, segments, strict=True)):
@@ -200,7 +211,9 @@ def decode_file(path: Path) -> dict[str, np.ndarray[Any, Any]]:
                 assert crc32c(parts[-1]) == crc
                 at += length
             assert at == len(stream)
-            symbols = np.array(decode_stream(kind["coder"], head[:table], parts, log2, count), np.int64)
+            lengths = [length for length in accumulate(reversed(size), mul, initial=1) if length >= 64]
+            row_length = min(lengths, default=count)
+            symbols = np.array(decode_stream(kind["coder"], head[:table], parts, log2, count, row_length), np.int64)
             steps = np.frombuffer(head[table : table + 4 * rows], "<f4")
             products = symbols.astype("<f4").reshape(max(rows, 1), -1) * steps[:, None] if rows else symbols
             values = products if rows else floats(symbols, kind["dtype"])

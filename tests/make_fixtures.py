@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "rans-row": {"coder": "rans", "quantizer": BY_ROW, "raw_dtype": torch.bfloat16},
     "rans-tensor": {"coder": "rans", "quantizer": COARSE},
     "rans-escapes": {"coder": "rans", "quantizer": FINE},
+    "context": {"coder": "context", "quantizer": COARSE},
     "smallest": {"coder": ["fixed_length", "huffman", "exp_golomb", "rans"], "quantizer": COARSE},
     "lossless": {"lossless": True},
 }
@@ -36,7 +37,7 @@ SEGMENTS = [
     patch("rdo.coders.rans._SEGMENT_SIZES_LOG2", range(12, 13)),
     *(
         patch(f"rdo.coders.{name}._SEGMENT_SIZE_LOG2", 12)
-        for name in ("exp_golomb", "fixed_length", "huffman", "float_bits")
+        for name in ("exp_golomb", "fixed_length", "huffman", "float_bits", "context")
     ),
 ]
 """Segments are so short that the larger tensors have two."""
