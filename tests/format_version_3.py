@@ -141,7 +141,9 @@ def float_bits(config: dict[str, Any], table: Numbers, segments: int) -> Iterato
 
 
 DECODERS = {f.__name__: f for f in (fixed_length, exp_golomb, huffman, rans, float_bits)}
-STORED = {"float32": "<f4", "float16": "<f2", "int64": "<i8", "bfloat16": "<u2"}
+STORED = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "bool": "?"}
+STORED |= {f"{kind}{8 * size}": f"<{kind[0]}{size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)}
+STORED |= {"float8_e4m3fn": "u1", "float8_e5m2": "u1"}
 
 
 def decode_stream(
@@ -168,6 +170,12 @@ def decode_stream(
 def floats(bits: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     if dtype == "bfloat16":
         return (bits.astype("<u4") << 16).view("<f4")
+    if dtype == "float8_e5m2":
+        return (bits.astype("<u2") << 8).view("<f2")
+    if dtype == "float8_e4m3fn":
+        sign, exponent, mantissa = np.where(bits & 128, -1.0, 1.0), bits >> 3 & 15, bits & 7
+        values = sign * (mantissa / 8 + (exponent > 0)) * 2.0 ** (np.maximum(exponent, 1).astype(int) - 7)
+        return np.where(bits & 127 == 127, np.nan, values)
     return bits.astype({"float32": "<u4", "float16": "<u2"}[dtype]).view(STORED[dtype])
 
 
@@ -194,7 +202,7 @@ def decode_file(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             raw = entries[name + "::raw" if name + "::raw" in entries else name]
             assert all(crc32c(raw[at : at + 2**20]) == next(checksums) for at in range(0, len(raw), 2**20))
             values = np.frombuffer(raw, STORED[kind["stored"]])
-            values = floats(values, "bfloat16") if kind["stored"] == "bfloat16" else values
+            values = floats(values, kind["stored"]) if kind["stored"][:6] in ("bfloat", "float8") else values
         else:
             rows, table, log2, checksum = [0, *numbers] if kind["kind"] == "lossless" else numbers
             stream, segments = entries[name + "::stream"], -(-count >> log2)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from rdo.checkpoint import load_compressed, save_compressed
+from rdo.checkpoint.container import DTYPES, dtype_name
 from rdo.checkpoint.manifest import VERSION
 from rdo.coders import make_coder
 from rdo.quantizers import RelativeQuantizer, UniformQuantizer
@@ -31,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "smallest": {"coder": ["fixed_length", "huffman", "exp_golomb", "rans"], "quantizer": COARSE},
     "lossless": {"lossless": True},
 }
+RAW: dict[str, dict[str, Any]] = {"raw": {}, "raw-bfloat16": {"raw_dtype": torch.bfloat16}}
 SEGMENTS = [
     patch("rdo.coders.rans._SEGMENT_SIZES_LOG2", range(12, 13)),
     *(
@@ -61,15 +63,45 @@ def weights() -> dict[str, torch.Tensor]:
     }
 
 
+def raw_weights() -> dict[str, torch.Tensor]:
+    """Every data type that is stored as it is, every size and every kind of name."""
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        dtype_name(dtype): torch.randn(7, generator=generator).mul(40).to(dtype)
+        for dtype in DTYPES.values()
+        if dtype.is_floating_point or dtype.is_signed or dtype == torch.bool
+    }
+    state |= {
+        dtype_name(dtype): torch.arange(7).to(dtype) * (dtype.itemsize * 8 + 1)
+        for dtype in DTYPES.values()
+        if dtype_name(dtype) not in state
+    }
+    odd_names = {"": 2, "a::b": 3, "a::stream": 4, "::raw_crc32c": 5, "Größe": 6}
+    return {
+        **state,
+        "scalar": torch.tensor(2.5),
+        "empty": torch.empty(3, 0, 2),
+        **{name: torch.full((number,), float(number)) for name, number in odd_names.items()},
+        "matrix": torch.randn(9, 11, generator=generator).double(),
+        "tied": state["int64"],
+    }
+
+
 def main() -> None:
     for patched in SEGMENTS:
         patched.start()
     for name, options in KINDS.items():
-        path = FIXTURES / f"v{VERSION}-{name}.rdo"
-        save_compressed(weights(), path, **options)
-        loaded = {key: tensor.clone() for key, tensor in load_compressed(path).items()}
-        save_file(loaded, path.with_suffix(".expected.safetensors"))
-        print(f"{path.name}: {path.stat().st_size:,} bytes")
+        write(name, weights(), **options)
+    for name, options in RAW.items():
+        write(name, raw_weights(), compressible=lambda name, _: name == "matrix", **options)
+
+
+def write(name: str, state: dict[str, torch.Tensor], **options: Any) -> None:
+    path = FIXTURES / f"v{VERSION}-{name}.rdo"
+    save_compressed(state, path, **options)
+    loaded = {key: tensor.clone() for key, tensor in load_compressed(path).items()}
+    save_file(loaded, path.with_suffix(".expected.safetensors"))
+    print(f"{path.name}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ PACKAGES = {
     "rdo_harness": ROOT / "harness/rdo_harness",
 }
 SOURCES = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
-HEAVY = ("numba", "triton", "transformers", "pandas", "matplotlib", "scipy", "safetensors", "rich")
+HEAVY = ("numba", "triton", "transformers", "pandas", "matplotlib", "scipy", "safetensors", "google_crc32c", "rich")
 
 
 def module_of(path: Path) -> str:
@@ -99,6 +99,7 @@ def test_arrows(package: str, forbidden: tuple[str, ...]) -> None:
             ("rdo_kernels", "rdo", "rdo_harness.gpu", "rdo_harness.kernel_checks"),
         ),
         (("safetensors",), ("rdo.checkpoint", "rdo_harness")),
+        (("google_crc32c",), ("rdo.checkpoint",)),
         (("rich", "scipy", "bjontegaard"), ("rdo_harness",)),
         (("pickle", "cloudpickle", "dill", "joblib", "shelve"), ()),
     ],

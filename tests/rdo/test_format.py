@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import rdo
+from rdo.checkpoint import save_compressed
+from rdo.checkpoint.container import DTYPES
 from rdo.errors import CorruptCheckpointError
 from tests import format_version_1, format_version_2, format_version_3
 
@@ -35,8 +37,27 @@ def test_committed_files_are_read_exactly(path: Path) -> None:
     documented = DECODE[_manifest(path)["version"]](path)
     assert found.keys() == expected.keys() == documented.keys()
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor)
-        assert np.array_equal(documented[name], tensor.float().numpy())
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+        assert np.array_equal(documented[name], tensor.double().numpy())
+
+
+def test_files_written_now_are_those_of_the_documents(tmp_path: Path) -> None:
+    """What is too large for a committed file, and every width of a lossless tensor."""
+    generator = torch.Generator().manual_seed(0)
+    pieces = {"long": torch.randn(2**18 + 1, generator=generator), "short": torch.arange(3), "exact": torch.ones(2**18)}
+    save_compressed(pieces, tmp_path / "pieces")
+    widths = {
+        str(dtype): torch.randn(70, 80, generator=generator).to(dtype)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+    }
+    info = save_compressed(widths, tmp_path / "widths", lossless=True)
+    assert {tensor.kind for tensor in info.tensors} == {"lossless"}
+    for state, name in ((pieces, "pieces"), (widths, "widths")):
+        documented = format_version_3.decode_file(tmp_path / name)
+        assert documented.keys() == state.keys()
+        for key, tensor in state.items():
+            assert np.array_equal(documented[key], tensor.double().numpy())
 
 
 @pytest.mark.parametrize("version", DECODE)
@@ -66,6 +87,12 @@ def test_every_coder_of_version_3_has_a_tensor_of_two_segments() -> None:
             if group["kind"] in ("coded", "lossless") and np.prod(row[1]) > 2 ** row[-2]:
                 coders.add(group["coder"]["name"])
     assert coders == set(CODERS[3])
+
+
+def test_there_is_a_raw_tensor_of_every_data_type() -> None:
+    groups = [group for path in FIXTURES.glob("v3-raw*.rdo") for group in _manifest(path)["groups"]]
+    raw = {(group["dtype"], group["stored"]) for group in groups if group["kind"] == "raw"}
+    assert raw > {(name, name) for name in DTYPES} | {("float32", "bfloat16"), ("float16", "bfloat16")}
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem[:2] < "v3"], ids=lambda path: path.stem)

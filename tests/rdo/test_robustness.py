@@ -48,7 +48,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("whole") / "whole.rdo"
     files: list[bytes] = []
     for coder in CODERS.names():
-        weight = torch.randn(190, 128, generator=chance)
+        weight = torch.randn(120, 128, generator=chance)
         state = {"w": weight, "tied": weight, "raw": torch.randn(400, generator=chance), "flag": torch.tensor(True)}
         save_compressed(state, path, coder=coder, quantizer=RelativeQuantizer(ratio=0.3, granularity="row"))
         files.append(path.read_bytes())
