@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests import context_decoder
+from tests import context_decoder, implied_frequencies
 from tests.format_version_2 import Numbers, bits_of, take, unzigzag
 
 Decode = Callable[[bytes, int], list[int]]
@@ -92,8 +92,16 @@ def rans(config: dict[str, Any], table: Numbers, segments: int) -> Iterator[Deco
         return
     lanes, width = 1 << table.number(), table.number()
     low = table.signed() if width else 0
-    entries: list[int | None] = [*table.ascending(), *([None] if width else [])]
-    frequencies = [table.number() for _ in entries]
+    kind = table.number()
+    if kind == 0:
+        entries: list[int | None] = [*table.ascending(), *([None] if width else [])]
+        frequencies = [table.number() for _ in entries]
+    else:
+        first, length, shape, scale = table.signed(), table.number() + 1, table.number(), table.signed()
+        center, zero = table.signed() if kind == 2 else 0, table.number()
+        law = first, length, shape, scale, center, zero, table.number() if width else 0
+        entries = [*range(first, first + length), *([None] if width else [])]
+        frequencies = implied_frequencies.frequencies(precision, *law)
     starts = [0, *accumulate(frequencies)]
     slots = [index for index, frequency in enumerate(frequencies) for _ in range(frequency)]
     assert len(slots) == 1 << precision
