@@ -29,6 +29,9 @@ def add_command(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, nargs="+", metavar="FILE", help="compressed file, or model directory")
+    parser.add_argument(
+        "--max-output-bytes", type=int, metavar="N", help="refuse files whose tensors would take more (see decompress)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(func=_verify)
 
@@ -42,7 +45,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     found = []
     for file in files:
         with weights_bar(f"verifying {file.name}", inspect_compressed(file).parameters) as progress:
-            found.append(verify_compressed(file, progress=progress))
+            found.append(verify_compressed(file, max_output_bytes=arguments.max_output_bytes, progress=progress))
     sound = all(result.sound for result in found)
     if arguments.json:
         rows = [{"file": str(file), "sound": r.sound, **asdict(r)} for file, r in zip(files, found, strict=True)]

@@ -95,7 +95,11 @@ def inspect_compressed(path: str | os.PathLike[str]) -> CheckpointInfo:
 
 @contextmanager
 def open_compressed(path: str | os.PathLike[str]) -> Iterator[CompressedFile]:
-    """Open a compressed checkpoint to read it tensor by tensor; errors are those of :func:`load_compressed`."""
+    """Open a compressed checkpoint to read it tensor by tensor; errors are those of :func:`load_compressed`.
+
+    Nothing limits how much memory a tensor takes: call :meth:`CompressedFile.check_output` first if the file is not
+    trusted.
+    """
     with open_safetensors(path) as container:
         yield CompressedFile(container)
 

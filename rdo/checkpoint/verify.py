@@ -32,11 +32,14 @@ class Verification:
         return self.whole is not False and not self.damaged
 
 
-def verify_compressed(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Verification:
+def verify_compressed(
+    path: str | os.PathLike[str], *, max_output_bytes: int | None = None, progress: Progress | None = None
+) -> Verification:
     """Read and decode all of a file, keeping nothing: memory does not grow with its size.
 
     Args:
         path: a file that :func:`rdo.save_compressed` wrote.
+        max_output_bytes: as for :func:`rdo.load_compressed`: a hostile file may declare segments of any size.
         progress: is called, from any thread, with the number of weights done since it was last called.
 
     Raises:
@@ -44,6 +47,7 @@ def verify_compressed(path: str | os.PathLike[str], *, progress: Progress | None
         CheckpointError, ConfigError, OSError: as :func:`rdo.load_compressed`.
     """
     with open_compressed(path) as file:
+        file.check_output(None, max_output_bytes)
 
         def check(name: str) -> str | None:
             try:

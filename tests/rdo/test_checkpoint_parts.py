@@ -141,6 +141,11 @@ def test_a_sound_file_is_verified(path: Path) -> None:
     assert sum(done) == sum(tensor.numel() for tensor in model().values())
 
 
+def test_verifying_takes_no_more_memory_than_allowed(path: Path) -> None:
+    with pytest.raises(CheckpointError, match="limit"):
+        verify_compressed(path, max_output_bytes=1000)
+
+
 def test_a_file_of_an_old_version_has_no_hash(tmp_path: Path) -> None:
     found = verify_compressed(Path(__file__).parent.parent / "fixtures" / "v2-rans-row.rdo")
     assert (found.whole, found.sound, found.version) == (None, True, 2)
