@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests import context_reference
+from tests import context_decoder, implied_frequencies
 from tests.format_version_2 import Numbers, bits_of, take, unzigzag
 
 Decode = Callable[[bytes, int], list[int]]
@@ -92,8 +92,16 @@ def rans(config: dict[str, Any], table: Numbers, segments: int) -> Iterator[Deco
         return
     lanes, width = 1 << table.number(), table.number()
     low = table.signed() if width else 0
-    entries: list[int | None] = [*table.ascending(), *([None] if width else [])]
-    frequencies = [table.number() for _ in entries]
+    kind = table.number()
+    if kind == 0:
+        entries: list[int | None] = [*table.ascending(), *([None] if width else [])]
+        frequencies = [table.number() for _ in entries]
+    else:
+        first, length, shape, scale = table.signed(), table.number() + 1, table.number(), table.signed()
+        center, zero = table.signed() if kind == 2 else 0, table.number()
+        law = first, length, shape, scale, center, zero, table.number() if width else 0
+        entries = [*range(first, first + length), *([None] if width else [])]
+        frequencies = implied_frequencies.frequencies(precision, *law)
     starts = [0, *accumulate(frequencies)]
     slots = [index for index, frequency in enumerate(frequencies) for _ in range(frequency)]
     assert len(slots) == 1 << precision
@@ -141,8 +149,6 @@ def float_bits(config: dict[str, Any], table: Numbers, segments: int) -> Iterato
 
 
 DECODERS = {f.__name__: f for f in (fixed_length, exp_golomb, huffman, rans, float_bits)}
-SLOW = {"context": context_reference.decode}
-"""Decoders that know the place of a segment in the tensor, and the length of a row."""
 STORED = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "bool": "?"}
 STORED |= {f"{kind}{8 * size}": f"<{kind[0]}{size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)}
 STORED |= {"float8_e4m3fn": "u1", "float8_e5m2": "u1"}
@@ -153,9 +159,14 @@ def decode_stream(
 ) -> list[int]:
     numbers: Numbers = Numbers(table)
     symbols: list[int] = []
-    if config["name"] in SLOW:
-        for i, data in enumerate(segments):
-            symbols += SLOW[config["name"]](data, min(1 << log2, count - (i << log2)), i << log2, row_length)
+    if config["name"] == "context":  # the only coder that knows of rows
+        kind = numbers.number()
+        value = 0 if kind else numbers.signed()
+        for begin, data in zip(range(0, count, 1 << log2), segments, strict=True):
+            n = min(1 << log2, count - begin)
+            own = context_decoder.decode(data, n, row_length, begin % row_length, kind - 1) if kind else [value] * n
+            symbols += own
+        assert next(numbers.data, None) is None
         return symbols
     decoders = list(DECODERS[config["name"]](config, numbers, len(segments)))
     assert next(numbers.data, None) is None

@@ -34,7 +34,7 @@ def derived(row: Row) -> Row:
     more: Row = {"bits_per_symbol": None, "over_entropy_percent": None}
     if row.get("bytes") is not None:
         more["bits_per_symbol"] = 8 * row["bytes"] / row["symbols"]
-        if row["entropy_bytes"]:
+        if row["entropy_bytes"] and row["footing"] == "symbols":
             more["over_entropy_percent"] = 100 * (row["bytes"] / row["entropy_bytes"] - 1)
     for speed in _SPEEDS:
         seconds = row.get(f"{speed}_{'cpu' if speed.startswith('one') else 'wall'}_seconds")

@@ -60,7 +60,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def bytes_of(tensor: Tensor) -> Bytes:
     """The elements of a tensor in C order, as little-endian bytes; shares memory where it can."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # A single element may have any stride and be contiguous all the same.
+    flat = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,))
     data: Bytes = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
     return data
 
@@ -149,7 +150,10 @@ class Container:
         self._handle, self._file, self._lock = handle, file, threading.Lock()
         head = self._read(0, 8 + int.from_bytes(self._read(0, 8).tobytes(), "little"))
         self.header_bytes = head.size
-        header = json.loads(head[8:].tobytes())
+        try:
+            header = json.loads(head[8:].tobytes())
+        except (ValueError, RecursionError) as error:  # the safetensors library skips what it does not know
+            raise CorruptCheckpointError(f"{path}: contradictory header: {error}") from error
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         header = {name: header[name] for name in handle.keys()}  # noqa: SIM118
         self.codes: dict[str, str] = {name: entry["dtype"] for name, entry in header.items()}

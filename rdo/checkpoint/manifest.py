@@ -29,6 +29,8 @@ INDEX_BYTES = 8
 """Of a segment in the index: its length and its CRC-32C."""
 _CODED, _RAW = "::stream", "::raw"
 _MAX_EXTENT = 2**62
+_MAX_DEPTH = 8
+"""Of lists and tables in each other in the configuration of a coder or quantizer."""
 
 Config = dict[str, Any]
 
@@ -160,6 +162,8 @@ def parse_metadata(metadata: Mapping[str, str], where: str, *, sealed: bool) -> 
         raise CorruptCheckpointError(f"{where}: the header is damaged (wrong checksum); fetch or write the file again")
     try:
         content = json.loads(text, object_pairs_hook=_unique)
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair could not even be printed
         _need(isinstance(content, dict) and content.get("format") == FORMAT, f"its format is not {FORMAT!r}")
         version = content.get("version")
         _need(_is_count(version) and version >= 1, f"bad version {version!r}")
@@ -180,7 +184,9 @@ def parse_metadata(metadata: Mapping[str, str], where: str, *, sealed: bool) -> 
                     isinstance(tensors.get(owner), Record), f"tensor {name!r}: tied to {owner!r}, which is not stored"
                 )
         return Manifest(tensors, content["writer"], version)
-    except (_BadManifestError, json.JSONDecodeError, RecursionError) as error:
+    except UnsupportedVersionError:
+        raise
+    except (_BadManifestError, ValueError, RecursionError) as error:  # integers of too many digits are a ValueError
         raise CorruptCheckpointError(f"{where}: contradictory header: {error}") from error
 
 
@@ -203,6 +209,11 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= _MAX_EXTENT
 
 
+def _is_shallow(value: object, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
+
+
 def _group(content: Any, where: str) -> Group:
     _need(isinstance(content, dict), f"{where}: not a table")
     kind, dtype = content.get("kind"), _dtype(content.get("dtype"), where)
@@ -212,11 +223,12 @@ def _group(content: Any, where: str) -> Group:
         return Group(dtype, stored=stored)
     _need(kind in ("coded", "lossless"), f"{where}: unknown kind {kind!r}")
     _need(dtype.is_floating_point, f"{where}: {kind} tensors hold floating-point numbers, not {dtype_name(dtype)}")
-    _need(isinstance(content.get("coder"), dict), f"{where}: no coder")
+    for key in ("coder", "quantizer") if kind == "coded" else ("coder",):
+        _need(isinstance(content.get(key), dict), f"{where}: no {key}")
+        _need(_is_shallow(content[key], _MAX_DEPTH), f"{where}: too deep a {key}")
     if kind == "lossless":
         _need(dtype.itemsize <= 4, f"{where}: lossless tensors are not of {dtype_name(dtype)}")
         return Group(dtype, coder=content["coder"])
-    _need(isinstance(content.get("quantizer"), dict), f"{where}: no quantizer")
     return Group(dtype, coder=content["coder"], quantizer=content["quantizer"])
 
 

@@ -135,8 +135,8 @@ class EntropyCoder(ABC):
     """
 
     name: ClassVar[str]
-    order_0: ClassVar[bool] = True
-    """Whether the size of a stream depends on the histogram alone, but for a few bytes."""
+    exact_size: ClassVar[bool] = True
+    """Whether the bytes follow from the histogram, as :meth:`size_bytes` gives them: not if order changes them."""
 
     @abstractmethod
     def encode(self, symbols: Symbols, row_length: int = 1) -> Bitstream:

@@ -47,12 +47,13 @@ class Huffman(EntropyCoder):
 
     def decoder(self, table: Bytes, count: int, segment_log2: int, row_length: int = 1) -> SegmentDecoder:
         reader = Reader(table)
-        values = reader.ascending(_MAX_ALPHABET)
+        # Each of several values has a length behind it: fewer bytes than values are forged, and cost no memory.
+        values = reader.ascending(min(_MAX_ALPHABET, max(1, reader.left)))
         lengths = reader.numbers(len(values)) if len(values) > 1 else np.zeros(len(values), np.int64)
         reader.end()
         if not len(values):
             raise CoderError(f"{count} symbols are announced, and the table has none")
-        return _Decoder(segment_log2, values, lengths)
+        return _Decoder(segment_log2, values, _Code.of(lengths) if len(values) > 1 else None)
 
     def size_bytes(self, histogram: Histogram) -> int:
         """Exact for one segment, else within a byte for each: what fills its last byte depends on the order."""
@@ -66,11 +67,11 @@ class Huffman(EntropyCoder):
 @dataclass(frozen=True)
 class _Decoder(OneByOne):
     values: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    code: _Code | None
 
     def decode_segment(self, data: Bytes, number: int, out: Symbols) -> None:
-        if len(self.values) > 1:
-            out[:] = self.values[_decode(data, self.lengths, out.size)]
+        if self.code is not None:
+            out[:] = self.values[self.code.decode(data, out.size)]
         elif data.size:
             raise CoderError("the payload of a single repeated symbol must be empty")
         else:
@@ -121,40 +122,52 @@ def _codes(lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
     return codes.astype(np.uint64)
 
 
-def _decode(payload: NDArray[np.uint8], lengths: NDArray[np.int64], count: int) -> NDArray[np.uint32]:
-    from rdo_kernels.cpu import prefix
+@dataclass(frozen=True)
+class _Code:
+    """A complete prefix code: per length the first code, its place in the order, and how many there are."""
 
-    if int(lengths.min()) < 1 or int(lengths.max()) > _MAX_LENGTH:
-        raise CoderError(f"the table holds a code length outside 1..{_MAX_LENGTH}")
-    if (
-        sum(int(number) << (_MAX_LENGTH - length) for length, number in enumerate(np.bincount(lengths)))
-        != 1 << _MAX_LENGTH
-    ):
-        raise CoderError("the code lengths of the table are not those of a complete prefix code")
-    total_bits = 8 * payload.size
-    if count > total_bits:
-        raise CoderError(f"{count} symbols cannot fit into a payload of {payload.size} bytes")
-    order, first_code, first_index, counts = _canonical(lengths)
-    short = order[lengths[order] <= prefix.LOOKUP_BITS]
-    # Canonical codes ascend, so the short ones fill the look-up table from its start.
-    entries = (short.astype(np.uint32) << np.uint32(6)) | lengths[short].astype(np.uint32)
-    lookup = np.zeros(1 << prefix.LOOKUP_BITS, np.uint32)
-    filled = np.repeat(entries, 1 << (prefix.LOOKUP_BITS - lengths[short]))
-    lookup[: len(filled)] = filled
-    indices = np.zeros(count, np.uint32)
-    used = prefix.decode_huffman(
-        prefix.padded(payload),
-        total_bits,
-        lookup,
-        first_code,
-        first_index,
-        counts,
-        order.astype(np.uint32),
-        int(lengths.max()),
-        indices,
-    )
-    if used < 0:
-        raise CoderError("the payload is truncated or damaged")
-    if total_bits - used >= 8 or (used % 8 and int(payload[-1]) & ((1 << (8 - used % 8)) - 1)):
-        raise CoderError("the payload goes on after the last symbol")
-    return indices
+    lookup: NDArray[np.uint32]
+    first_code: NDArray[np.int64]
+    first_index: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    order: NDArray[np.uint32]
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: NDArray[np.int64]) -> _Code:
+        """The canonical code with these lengths, [K >= 2].
+
+        Raises:
+            CoderError: there is none.
+        """
+        from rdo_kernels.cpu.prefix import LOOKUP_BITS
+
+        if int(lengths.min()) < 1 or int(lengths.max()) > _MAX_LENGTH:
+            raise CoderError(f"the table holds a code length outside 1..{_MAX_LENGTH}")
+        shares = (int(number) << (_MAX_LENGTH - length) for length, number in enumerate(np.bincount(lengths)))
+        if sum(shares) != 1 << _MAX_LENGTH:
+            raise CoderError("the code lengths of the table are not those of a complete prefix code")
+        order, first_code, first_index, counts = _canonical(lengths)
+        short = order[lengths[order] <= LOOKUP_BITS]
+        # Canonical codes ascend, so the short ones fill the look-up table from its start.
+        entries = (short.astype(np.uint32) << np.uint32(6)) | lengths[short].astype(np.uint32)
+        lookup = np.zeros(1 << LOOKUP_BITS, np.uint32)
+        filled = np.repeat(entries, 1 << (LOOKUP_BITS - lengths[short]))
+        lookup[: len(filled)] = filled
+        return cls(lookup, first_code, first_index, counts, order.astype(np.uint32), int(lengths.max()))
+
+    def decode(self, payload: Bytes, count: int) -> NDArray[np.uint32]:
+        """The places in the table of the ``count`` symbols of a segment."""
+        from rdo_kernels.cpu import prefix
+
+        total_bits = 8 * payload.size
+        if count > total_bits:
+            raise CoderError(f"{count} symbols cannot fit into a payload of {payload.size} bytes")
+        indices = np.zeros(count, np.uint32)
+        code = self.lookup, self.first_code, self.first_index, self.counts, self.order, self.longest
+        used = prefix.decode_huffman(prefix.padded(payload), total_bits, *code, indices)
+        if used < 0:
+            raise CoderError("the payload is truncated or damaged")
+        if total_bits - used >= 8 or (used % 8 and int(payload[-1]) & ((1 << (8 - used % 8)) - 1)):
+            raise CoderError("the payload goes on after the last symbol")
+        return indices

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rdo.coders.base import CODERS, MAX_SYMBOL, Bitstream, Bytes, EntropyCoder, Histogram, SegmentDecoder, Symbols
 from rdo.coders.rans_model import PRECISIONS, Model, best_model
+from rdo.coders.rans_table import Frequencies, read_frequencies, write_frequencies
 from rdo.coders.segments import Layout, Places, join, read_lanes
 from rdo.coders.varint import Reader, Writer
 from rdo.errors import CoderError
@@ -32,8 +33,9 @@ ESCAPE = np.iinfo(np.int32).min
 class RANS(EntropyCoder):
     """rANS: static order-0 range coding in segments, of up to 32 interleaved states each; frequencies of 8 to 16 bits.
 
-    Symbols too rare for a slot of the table escape to a fixed-length code. Precision and escapes are those of least
-    total size, or a smaller precision if that costs less than 0.02 %.
+    Symbols too rare for a slot of the table escape to a fixed-length code. Frequencies are written out, or implied by
+    the shape and scale of a generalized Gaussian. Precision, escapes and the kind of table are those of least total
+    size, or a smaller precision if that costs less than 0.02 %.
     """
 
     name: ClassVar[str] = "rans"
@@ -125,14 +127,6 @@ def _index(model: Model) -> Callable[[Symbols], tuple[NDArray[np.uint16], int]]:
     return look_up
 
 
-def check_frequencies(frequencies: NDArray[np.int64], precision: int) -> None:
-    """Raise CoderError unless these are frequencies of a table."""
-    slots, most = 1 << precision, int(frequencies.max(initial=0))
-    # The largest is compared too: a sum of forged ones may wrap around.
-    if len(frequencies) < 2 or int(frequencies.min()) < 1 or most > slots or int(frequencies.sum()) != slots:
-        raise CoderError("the frequencies of the table do not fill it")
-
-
 @dataclass(frozen=True)
 class Single:
     """The decoder of one symbol that is repeated: its segments are empty."""
@@ -173,7 +167,13 @@ class Table:
     escapes: NDArray[np.int64]
 
     @classmethod
-    def read(cls, reader: Reader, precision: int, segment_log2: Callable[[], int]) -> Table:
+    def read(
+        cls,
+        reader: Reader,
+        precision: int,
+        segment_log2: Callable[[], int],
+        frequencies_of: Callable[..., Frequencies] = read_frequencies,
+    ) -> Table:
         """Read all but the precision before and the escapes behind; version 2 had the size of a segment there, too."""
         if precision not in PRECISIONS:
             raise CoderError(f"the table has {precision} bits of precision; 8 to 16 are possible")
@@ -181,9 +181,7 @@ class Table:
         low = reader.signed() if width else 0
         if width > 32 or abs(low) > MAX_SYMBOL:
             raise CoderError(f"escaped symbols of {width} bits from {low} are beyond what symbols can be")
-        values = reader.ascending(1 << precision)
-        frequencies = reader.numbers(len(values) + (width > 0))
-        check_frequencies(frequencies, precision)
+        values, frequencies = frequencies_of(reader, precision, escapes=width > 0)
         entries = np.append(values, ESCAPE) if width else values
         return cls(precision, lanes, size, width, low, entries.astype(np.int32), frequencies, _NO_ESCAPES)
 
@@ -265,8 +263,7 @@ def _table(model: Model, layout: Layout, escapes: NDArray[np.int64]) -> Bytes:
     table.number(model.width)
     if model.width:
         table.signed(model.low)
-    table.ascending(model.kept)
-    table.numbers(model.frequencies)
+    write_frequencies(table, model)
     if model.width:
         table.numbers(escapes)
     return table.bytes()

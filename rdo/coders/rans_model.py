@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdo.coders.base import Histogram
+from rdo.coders.implied_fit import ESCAPE_BITS, best_fits, polished
+from rdo.coders.implied_table import LEAST_BYTES, ImpliedTable
 from rdo.coders.varint import Writer
 
 PRECISIONS = range(8, 17)
@@ -18,8 +20,6 @@ _ROUNDING = 0.0054
 """Bits a symbol lost with 16 bits of precision; with each bit less a fourth of it. A symbol takes a state x with
 q = floor(x / f) >= 2^(16 - p) to about q 2^p. As the density of x is like 1 / x, the fraction of x / f is a little
 uneven, which costs some 1 / (12 q^2) nats."""
-_ESCAPE_BITS = 40
-"""The number of escapes in the index, and what fills their last word, roughly."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Model:
         width: bits of an escaped symbol less ``low``; 0 if there are none.
         low: the smallest escaped symbol.
         payload_bits: information in the payload, what lanes add to it aside.
+        table_bits: length of the table but for what comes with any, the number of lanes for instance.
+        implied: what the frequencies follow from; None if they are written out.
     """
 
     precision: int
@@ -43,6 +45,8 @@ class Model:
     width: int
     low: int
     payload_bits: float
+    table_bits: float = 0.0
+    implied: ImpliedTable | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,17 @@ class _Choice:
 
 def best_model(histogram: Histogram) -> Model:
     """The model of least total size for two distinct symbols or more; the smallest precision that comes close to it."""
+    explicit = explicit_model(histogram)
+    size = explicit.payload_bits + explicit.table_bits
+    # No order-0 code is shorter than the entropy.
+    if size <= histogram.entropy_bits() + 8 * LEAST_BYTES:
+        return explicit
+    implied = implied_model(histogram, size)
+    return implied if implied and implied.payload_bits + implied.table_bits < size else explicit
+
+
+def explicit_model(histogram: Histogram) -> Model:
+    """The best model whose frequencies are written out."""
     from rdo_kernels.cpu import frequencies
 
     tried: list[tuple[int, float, _Choice]] = []
@@ -82,18 +97,39 @@ def best_model(histogram: Histogram) -> Model:
             break
         for precision in PRECISIONS:
             if len(choice.counts) <= 1 << precision:
-                code = frequencies.cost(choice.counts, precision) + _rounding_bits(choice, precision)
+                code = frequencies.cost(choice.counts, precision) + _rounding_bits(histogram, precision)
                 tried.append((precision, choice.fixed_bits + code, choice))
                 best = min(best, tried[-1][1])
-    precision, _, choice = min((t for t in tried if t[1] <= _SLACK * best), key=lambda t: t[:2])
+    precision, size, choice = min((t for t in tried if t[1] <= _SLACK * best), key=lambda t: t[:2])
     found = frequencies.normalise(choice.counts, precision)
     payload_bits = choice.escapes * choice.width + choice.code_bits(np.log2(found) - precision)
-    payload_bits += _rounding_bits(choice, precision)
-    return Model(precision, choice.kept, found, choice.escapes, choice.width, choice.low, payload_bits)
+    payload_bits += _rounding_bits(histogram, precision)
+    escaped = choice.escapes, choice.width, choice.low
+    return Model(precision, choice.kept, found, *escaped, payload_bits, size - payload_bits)
 
 
-def _rounding_bits(choice: _Choice, precision: int) -> float:
-    return _ROUNDING * 4.0 ** (precision - 16) * int(choice.counts.sum())
+def implied_model(histogram: Histogram, below: float = np.inf) -> Model | None:
+    """The best model whose frequencies are implied, if there is one that may take fewer than ``below`` bits."""
+    tried = [
+        (precision, fit.bits(precision) + _rounding_bits(histogram, precision), fit)
+        for fit in best_fits(histogram, below)
+        for precision in PRECISIONS
+    ]
+    best = min((size for _, size, _ in tried), default=np.inf)
+    if best == np.inf:
+        return None
+    precision, _, fit = min((t for t in tried if t[1] <= _SLACK * best), key=lambda t: t[:2])
+    fit = polished(fit, precision)
+    table = fit.table(precision)
+    assert table is not None
+    kept, table_bits = fit.kept, fit.table_bits(table)
+    payload_bits = fit.bits(precision) - table_bits + _rounding_bits(histogram, precision)
+    escaped = kept.escapes, kept.width, kept.least
+    return Model(precision, table.values, fit.frequencies(table, precision), *escaped, payload_bits, table_bits, table)
+
+
+def _rounding_bits(histogram: Histogram, precision: int) -> float:
+    return _ROUNDING * 4.0 ** (precision - 16) * histogram.count
 
 
 def _choices(histogram: Histogram) -> Iterator[_Choice]:
@@ -117,5 +153,5 @@ def _choices(histogram: Histogram) -> Iterator[_Choice]:
         width = max(1, (int(escaped[-1]) - low).bit_length())
         escapes = histogram.count - int(counts[kept].sum())
         table.signed(low)
-        value_bits = 8 * table.bytes().size + _ESCAPE_BITS
+        value_bits = 8 * table.bytes().size + ESCAPE_BITS
         yield _Choice(values[kept], np.append(counts[kept], escapes), escapes, width, low, value_bits)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from rdo.coders.base import Bytes, EntropyCoder, SegmentDecoder, Symbols
 from rdo.coders.exp_golomb import MAX_K, ExpGolomb, ranked_symbols, symbols_of
 from rdo.coders.fixed_length import FixedLength
-from rdo.coders.rans import ESCAPE, RANS, Single, check_frequencies
+from rdo.coders.rans import ESCAPE, RANS, Single
 from rdo.coders.rans_model import PRECISIONS
+from rdo.coders.rans_table import read_explicit
 from rdo.coders.segments import WHOLE, Stream
 from rdo.coders.varint import Reader
 from rdo.coders.version2 import one_piece
@@ -74,9 +75,7 @@ def _rans(table: Bytes, count: int) -> SegmentDecoder:
     if precision not in PRECISIONS:
         raise CoderError(f"the table has {precision} bits of precision; 8 to 16 are possible")
     escapes = reader.number()
-    values = reader.ascending(1 << precision)
-    frequencies = reader.numbers(len(values) + (escapes > 0))
-    check_frequencies(frequencies, precision)
+    values, frequencies = read_explicit(reader, precision, escapes=escapes > 0)
     if escapes > count:
         raise CoderError(f"the table announces {escapes} escaped symbols of {count}")
     entries = np.append(values, ESCAPE) if escapes else values

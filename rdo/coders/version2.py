@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rdo.coders.base import Bytes, EntropyCoder, SegmentDecoder
 from rdo.coders.exp_golomb import ExpGolomb
 from rdo.coders.rans import RANS, Single, Table
+from rdo.coders.rans_table import read_explicit
 from rdo.coders.segments import SIZES_LOG2, WHOLE, Segments, Stream
 from rdo.coders.varint import Reader
 from rdo.errors import CoderError
@@ -41,7 +42,7 @@ def _rans(table: Bytes, payload: Bytes, count: int) -> Stream:
     precision = reader.number()
     if precision == 0:
         return one_piece(Single.read(reader), payload, count)
-    decoder = Table.read(reader, precision, lambda: _read_size(reader, sizes))
+    decoder = Table.read(reader, precision, lambda: _read_size(reader, sizes), read_explicit)
     lengths, escapes = _index(reader, count, sizes[0], escapes=decoder.width > 0)
     return _stream(decoder.with_escapes(escapes), lengths, payload, count, sizes[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -246,6 +247,18 @@ def test_the_tables_numbers_follow_from_the_rows(checkpoint: Checkpoint, tmp_pat
     assert [float(line["over_entropy_percent"]) for line in lines] == [
         derived(row)["over_entropy_percent"] for row in rows
     ]
+
+
+def test_floating_point_numbers_are_not_compared_with_the_entropy_of_symbols(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    [row] = run(checkpoint, [Own({"name": "rans"})], tmp_path)
+    other = {**row, "coder": "floats", "footing": "original weights as float32", "bytes": 4 * row["symbols"]}
+    assert derived(row)["over_entropy_percent"] is not None
+    assert derived(other)["over_entropy_percent"] is None
+    text = write_tables([row, other], tmp_path)[0].read_text()
+    assert text.count("| floats") == 1
+    assert re.search(r"\| floats +\| 32\.00 ", text.split("### Floating-point weights")[1])
 
 
 def test_the_command_end_to_end(

@@ -152,13 +152,13 @@ def test_bytes_of_rans_are_pinned() -> None:
     assert state < 2**32
     model = Model(8, np.array([5, 7]), frequencies, escapes=0, width=0, low=0, payload_bits=0.0)
     stream = encode_segments(symbols, model, Layout(0, 12))
-    # Eight bits, one lane, no escapes; two runs of one value; 192 and 64 of 256.
-    assert stream.table.tolist() == [8, 0, 0, 2, 10, 0, 0, 0, 128 + 64, 1, 64]
+    # Eight bits, one lane, no escapes; written out: two runs of one value; 192 and 64 of 256.
+    assert stream.table.tolist() == [8, 0, 0, 0, 2, 10, 0, 0, 0, 128 + 64, 1, 64]
     assert stream.payload.view("<u4").tolist() == [state]
     model = Model(8, np.array([5]), frequencies, escapes=1, width=3, low=2, payload_bits=0.0)
     stream = encode_segments(symbols, model, Layout(0, 12))
     # The 7 escapes: three bits from 2; one run of one value; the same frequencies; one escape in the only segment.
-    assert stream.table.tolist() == [8, 0, 3, 4, 1, 10, 0, 128 + 64, 1, 64, 1]
+    assert stream.table.tolist() == [8, 0, 3, 4, 0, 1, 10, 0, 128 + 64, 1, 64, 1]
     assert stream.payload.view("<u4").tolist() == [state, 7 - 2]
 
 

@@ -26,7 +26,7 @@ DECODE = {1: format_version_1.decode_file, 2: format_version_2.decode_file, 3: f
 CODERS = {
     1: format_version_2.DECODERS,
     2: format_version_2.DECODERS,
-    3: {**format_version_3.DECODERS, **format_version_3.SLOW},
+    3: {*format_version_3.DECODERS, "context"},
 }
 
 

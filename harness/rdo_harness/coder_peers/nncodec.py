@@ -20,7 +20,7 @@ from rdo_harness.coder_peers.base import LENGTH_BYTES, PEERS, Clock, Matrix, Pee
 
 PYTHON = "RDO_NNCODEC_PYTHON"
 """Environment variable: the Python of the environment that NNCodec is installed in."""
-INSTALL = "python3.11 -m venv ENV && ENV/bin/pip install torch==2.13.0 torchvision==0.28.0 'numpy<2' nncodec==2.1.3"
+INSTALL = "python3.11 -m venv ENV && ENV/bin/pip install 'numpy<2' torch==2.15.0 torchvision==0.29.2 nncodec==2.1.3"
 _SCRIPT = Path(__file__).parent / "nncodec_process.py"
 
 
