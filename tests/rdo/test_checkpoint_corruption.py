@@ -227,7 +227,7 @@ def test_expansion_is_limited(tmp_path: Path) -> None:
             load_compressed(path, dtype=dtype, max_output_bytes=needed - 1)
 
 
-@pytest.mark.parametrize("coder", ["fixed_length", "exp_golomb", "huffman", "rans"])
+@pytest.mark.parametrize("coder", ["fixed_length", "exp_golomb", "huffman", "rans", "context"])
 def test_a_declared_size_alone_allocates_nothing(tmp_path: Path, coder: str) -> None:
     assert coder in CODERS.names()
     save_compressed({"w": torch.randn(8, 64, generator=torch.Generator().manual_seed(0))}, tmp_path / "w", coder=coder)
@@ -251,7 +251,7 @@ def test_a_declared_size_alone_allocates_nothing(tmp_path: Path, coder: str) -> 
         load_compressed(forged(tmp_path / "w", _row("w", 1, [8, 65])))
 
 
-@pytest.mark.parametrize("coder", ["fixed_length", "exp_golomb", "huffman", "rans"])
+@pytest.mark.parametrize("coder", ["fixed_length", "exp_golomb", "huffman", "rans", "context"])
 def test_a_forged_stream_gives_an_error_or_symbols(tmp_path: Path, coder: str) -> None:
     """With a correct checksum only the coder stands between the bytes and the memory."""
     path, chance = tmp_path / "w", random.Random(2)

@@ -39,11 +39,11 @@ def model(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-@pytest.fixture(params=["fixed_length", "exp_golomb", "huffman", "rans", "lossless"])
+@pytest.fixture(params=["fixed_length", "exp_golomb", "huffman", "rans", "context", "lossless"])
 def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file in which the longest tensors have several segments."""
     monkeypatch.setattr("rdo.coders.rans._SEGMENT_SIZES_LOG2", range(12, 13))
-    for name in ("exp_golomb", "fixed_length", "huffman", "float_bits"):
+    for name in ("exp_golomb", "fixed_length", "huffman", "context", "float_bits"):
         monkeypatch.setattr(f"rdo.coders.{name}._SEGMENT_SIZE_LOG2", 12)
     options: dict[str, Any] = {"coder": request.param, "quantizer": BY_ROW}
     save_compressed(model(), tmp_path / "model.rdo", **({"lossless": True} if request.param == "lossless" else options))
@@ -222,6 +222,7 @@ def test_what_exceeds_memory_waits_on_the_disk(tmp_path: Path, monkeypatch: pyte
     with full, pytest.raises(CheckpointError, match=r"No space left.*make room"):
         save_compressed(model(1), tmp_path / "disk", quantizer=BY_ROW)
     assert (tmp_path / "disk").read_bytes() == (tmp_path / "memory").read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["disk", "memory"]
 
 
 def test_symbols_that_are_no_bits_are_refused(tmp_path: Path) -> None:
