@@ -20,6 +20,7 @@ from rdo.errors import ConfigError, NonFiniteWeightsError, SymbolOverflowError
 
 MAX_SYMBOL = 2**30
 _MIN_ROW = 64
+_BLOCK = 1 << 22
 
 
 def row_length(size: torch.Size | tuple[int, ...]) -> int:
@@ -160,12 +161,16 @@ class RelativeQuantizer(Quantizer):
             raise ConfigError(f"granularity must be 'tensor' or 'row', got {self.granularity!r}")
 
     def steps(self, weight: Tensor, name: str = "tensor") -> Tensor:
-        if self.granularity == "row":
-            rows = weight.reshape(-1, row_length(weight.shape))
-        else:
-            rows = weight.reshape(1, -1)
-        mean_square = rows.to(torch.float64).square().sum(1) / max(rows.shape[1], 1)
-        steps = (mean_square.sqrt() * self.ratio).to(torch.float32)
+        length = row_length(weight.shape) if self.granularity == "row" else max(weight.numel(), 1)
+        rows = weight.reshape(weight.numel() // length, length)
+        count = max(len(rows), 1) if self.granularity == "tensor" else len(rows)
+        squares = torch.zeros(count, dtype=torch.float64, device=weight.device)
+        # In float64, but not all at once: that would take several times the memory of the weights.
+        for first in range(0, len(rows), max(_BLOCK // length, 1)):
+            for begin in range(0, length, _BLOCK):
+                part = rows[first : first + max(_BLOCK // length, 1), begin : begin + _BLOCK]
+                squares[first : first + len(part)] += part.to(torch.float64).square().sum(1)
+        steps = ((squares / length).sqrt() * self.ratio).to(torch.float32)
         # A step that underflows float32 would divide by zero; such rows are zeros for any practical purpose.
         steps = torch.where(steps >= torch.finfo(torch.float32).tiny, steps, torch.ones_like(steps))
         return steps if self.granularity == "row" else steps[0]
