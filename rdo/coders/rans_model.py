@@ -16,6 +16,9 @@ from rdo.coders.varint import Writer
 PRECISIONS = range(8, 17)
 _SLACK = 1.0002
 """How much larger a stream may get for a smaller table, which is decoded faster."""
+_CLOSE = 1.002
+"""A stream this close to the entropy has no need of a table that a law implies."""
+_TYPICAL_PRECISION = 13
 _ROUNDING = 0.0054
 """Bits a symbol lost with 16 bits of precision; with each bit less a fourth of it. A symbol takes a state x with
 q = floor(x / f) >= 2^(16 - p) to about q 2^p. As the density of x is like 1 / x, the fraction of x / f is a little
@@ -76,11 +79,11 @@ class _Choice:
 
 
 def best_model(histogram: Histogram) -> Model:
-    """The model of least total size for two distinct symbols or more; the smallest precision that comes close to it."""
+    """The model of least total size for two distinct symbols or more, or a smaller precision that comes close to it."""
     explicit = explicit_model(histogram)
-    size = explicit.payload_bits + explicit.table_bits
-    # No order-0 code is shorter than the entropy.
-    if size <= histogram.entropy_bits() + 8 * LEAST_BYTES:
+    size, entropy = explicit.payload_bits + explicit.table_bits, histogram.entropy_bits()
+    # No order-0 code is shorter than the entropy. To look for a law takes longer than to encode the symbols.
+    if size <= max(entropy + 8 * LEAST_BYTES, _CLOSE * entropy):
         return explicit
     implied = implied_model(histogram, size)
     return implied if implied and implied.payload_bits + implied.table_bits < size else explicit
@@ -90,22 +93,26 @@ def explicit_model(histogram: Histogram) -> Model:
     """The best model whose frequencies are written out."""
     from rdo_kernels.cpu import frequencies
 
-    tried: list[tuple[int, float, _Choice]] = []
-    best = np.inf
+    def size(choice: _Choice, precision: int) -> float:
+        code = frequencies.cost(choice.counts, precision) + _rounding_bits(histogram, precision)
+        return choice.fixed_bits + float(code)
+
+    # What escapes is chosen at one precision, and then the precision: all pairs would take many times as long.
+    chosen, best = None, np.inf
     for choice in sorted(_choices(histogram), key=lambda choice: choice.least):
-        if choice.least > _SLACK * best:
+        if choice.least > best:
             break
-        for precision in PRECISIONS:
-            if len(choice.counts) <= 1 << precision:
-                code = frequencies.cost(choice.counts, precision) + _rounding_bits(histogram, precision)
-                tried.append((precision, choice.fixed_bits + code, choice))
-                best = min(best, tried[-1][1])
-    precision, size, choice = min((t for t in tried if t[1] <= _SLACK * best), key=lambda t: t[:2])
-    found = frequencies.normalise(choice.counts, precision)
-    payload_bits = choice.escapes * choice.width + choice.code_bits(np.log2(found) - precision)
+        found = size(choice, max(_TYPICAL_PRECISION, (len(choice.counts) - 1).bit_length()))
+        if found < best:
+            chosen, best = choice, found
+    assert chosen is not None
+    sizes = {precision: size(chosen, precision) for precision in PRECISIONS if len(chosen.counts) <= 1 << precision}
+    precision = next(p for p in sizes if sizes[p] <= _SLACK * min(sizes.values()))
+    kept = frequencies.normalise(chosen.counts, precision)
+    payload_bits = chosen.escapes * chosen.width + chosen.code_bits(np.log2(kept) - precision)
     payload_bits += _rounding_bits(histogram, precision)
-    escaped = choice.escapes, choice.width, choice.low
-    return Model(precision, choice.kept, found, *escaped, payload_bits, size - payload_bits)
+    escaped = chosen.escapes, chosen.width, chosen.low
+    return Model(precision, chosen.kept, kept, *escaped, payload_bits, sizes[precision] - payload_bits)
 
 
 def implied_model(histogram: Histogram, below: float = np.inf) -> Model | None:
