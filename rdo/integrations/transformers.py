@@ -50,6 +50,10 @@ class RdoConfig(QuantizationConfigMixin):
     def __init__(self, **details: Any) -> None:
         vars(self).update(details, quant_method=METHOD)
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """All entries; transformers 4 prints these, and leaves it to each class to say which they are."""
+        return self.to_dict()
+
 
 @register_quantizer(METHOD)
 class RdoQuantizer(HfQuantizer):
@@ -64,6 +68,9 @@ class RdoQuantizer(HfQuantizer):
         """Keep the configuration, but not this object, or ``save_pretrained`` would ignore its ``state_dict=``."""
         model.config.quantization_config = self.quantization_config
         del model.hf_quantizer
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                vars(module.config).pop("_pre_quantization_dtype", None)  # transformers 4 could not write it as JSON
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **options: Any) -> None:
         """Nothing; abstract in transformers 4."""
