@@ -49,3 +49,7 @@ class UnsupportedVersionError(CheckpointError, ValueError):
 
 class DataError(RdoError):
     """A data set or pretrained weights cannot be fetched, or are not what was pinned."""
+
+
+class IntegrationError(RdoError, ImportError):
+    """A library that rdo extends is missing, or is a version that it does not know how to extend."""

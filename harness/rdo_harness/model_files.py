@@ -14,9 +14,10 @@ from torch import Tensor
 
 from rdo.checkpoint.container import open_safetensors
 from rdo.errors import CheckpointError, ConfigError, CorruptCheckpointError
+from rdo.integrations.folder import WEIGHTS, mark_config, unmark_config
 
-COMPRESSED, PLAIN, INDEX = "model.rdo", "model.safetensors", "model.safetensors.index.json"
-"""Names inside a model directory. The suffix .rdo keeps loaders of plain safetensors away from bitstreams."""
+COMPRESSED, PLAIN, INDEX = WEIGHTS, "model.safetensors", "model.safetensors.index.json"
+"""Names inside a model directory."""
 
 _WEIGHTS = (
     "*.safetensors",
@@ -108,21 +109,38 @@ def write_model(source: Path, out: Path, name: str, write: Callable[[Path], None
     """Let ``write`` create a file: ``out`` itself, or for a directory ``out/name`` beside copies of everything in
     ``source`` that holds no weights. A directory appears when it is complete.
 
+    A copied config.json says whether the weights are compressed, for transformers.
+
     Returns:
         The path of the file.
+
+    Raises:
+        ConfigError: ``out`` holds plain weights that loaders would take instead of compressed ones.
     """
     if not source.is_dir():
         write(out)
         return out
+    stale = [other for other in (PLAIN, INDEX) if name == COMPRESSED and (out / other).exists()]
+    if stale:
+        raise ConfigError(f"{out / stale[0]} would be loaded instead of {name}; remove it, or choose another output")
     with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.name}.", suffix=".tmp") as temporary:
         staged = Path(temporary) / "model"
         shutil.copytree(source, staged, ignore=shutil.ignore_patterns(*_WEIGHTS, ".*"))
         write(staged / name)
+        config = staged / "config.json"
+        if config.exists():
+            _rewrite(config, mark_config if name == COMPRESSED else unmark_config)
         if out.exists():
             _replace_files(staged, out)
         else:
             os.replace(staged, out)
     return out / name
+
+
+def _rewrite(path: Path, change: Callable[[str], str]) -> None:
+    # Undecodable bytes and the ends of lines survive.
+    text = path.read_bytes().decode(errors="surrogateescape")
+    path.write_bytes(change(text).encode(errors="surrogateescape"))
 
 
 def _replace_files(staged: Path, out: Path) -> None:
