@@ -66,7 +66,7 @@ def test_a_model_is_never_in_memory_twice(tmp_path: Path) -> None:
     small = compress(save(llama(), tmp_path / "small"))
     run = python(PEAK, small, large)
     assert run.returncode == 0, run.stderr
-    peak, model, largest = map(int, run.stdout.split())
+    peak, model, _ = map(int, run.stdout.split())
     assert 100e6 < model == 4 * inspect_compressed(large / "model.rdo").parameters
-    # Decoding threads hold pieces of symbols, and two or more tensors of the pool of transformers are on their way.
-    assert 0.9 * model < peak < model + 4 * largest + 16e6
+    # Decoding threads hold pieces of symbols, and some tensors of the pool of transformers are on their way.
+    assert 0.9 * model < peak < model + 64e6
