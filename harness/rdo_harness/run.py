@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from rdo.checkpoint import inspect_compressed, load_quantized
 from rdo_harness import training
 from rdo_harness.architectures.base import Architecture
 from rdo_harness.measure import coded_sizes
-from rdo_harness.methods.base import Method, OperatingPoint
+from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.resources import provenance
 from rdo_harness.results import Row, append_row, read_rows
 from rdo_harness.suite import Suite
@@ -44,12 +45,7 @@ class Cell:
     @property
     def key(self) -> str:
         """Identifies the row of this cell."""
-        compression = {
-            "training": self.training_key,
-            "method": self.method.config(),
-            "quantizer": self.point.quantizer.config(),
-            "sparsity": self.point.sparsity,
-        }
+        compression = {"training": self.training_key, "method": self.method.config(), **self.point.config()}
         return training.digest(compression)
 
 
@@ -126,19 +122,24 @@ def run(suite: Suite, out: Path, listener: Listener) -> list[Row]:
 
 def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
     """Compress a trained model to disk, read it back, decode it, evaluate that, and count every byte."""
-    path = work / f"point-{cell.key}.rdo.safetensors"
     model = training.load_trained(cell.architecture.build(cell.seed, cell.suite.task), source)
+    prepared = _prepared(cell.suite.task, cell.architecture)
+    folder = work / f"point-{cell.key}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir(parents=True)
     try:
+        path, scratch = folder / "model.rdo", folder / "scratch"
+        scratch.mkdir()
+        context = Context(cell.architecture, prepared, cell.suite.budget.batch_size, cell.seed, scratch)
         started = time.perf_counter()
-        cell.method.apply(model, cell.point, cell.architecture, path)
+        facts = cell.method.apply(model, cell.point, context, path)
         compressed = time.perf_counter()
         quantized, raw = load_quantized(path)
         _fill(model, {**raw, **{name: tensor.dequantize() for name, tensor in quantized.items()}})
         decoded = time.perf_counter()
         info = inspect_compressed(path)
     finally:
-        path.unlink(missing_ok=True)
-    prepared = _prepared(cell.suite.task, cell.architecture)
+        shutil.rmtree(folder, ignore_errors=True)
     evaluation = prepared.evaluate(model, "test")
     evaluated = time.perf_counter()
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -168,12 +169,14 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
         "file_bits_per_parameter": 8 * info.file_bytes / parameters,
         "uncompressed_bytes": 2 * parameters,
         **coded_sizes(list(distinct.values()), info),
+        **facts,
         **provenance(),
     }
 
 
 def _identity(cell: Cell) -> Row:
-    suite, point, quantizer = cell.suite, cell.point, cell.point.quantizer.config()
+    suite, point = cell.suite, cell.point
+    quantizer = point.config()["quantizer"] or {}
     rate: dict[str, Any] = {} if point.rate is None else asdict(point.rate)
     return {
         "key": cell.key,
@@ -192,8 +195,9 @@ def _identity(cell: Cell) -> Row:
         "regulariser_p": rate.get("entropy_model", {}).get("p"),
         "step": quantizer.get("step"),
         "relative_step": quantizer.get("ratio"),
-        "granularity": quantizer.get("granularity", "global"),
+        "granularity": quantizer.get("granularity", "global") if quantizer else None,
         "sparsity_target": point.sparsity or None,
+        **point.options,
         "train_steps": suite.budget.steps,
         "train_examples": suite.budget.steps * suite.budget.batch_size,
     }

@@ -129,9 +129,10 @@ def test_the_evaluated_weights_are_the_coded_ones(
     """What is evaluated comes from the file: change the file's weights and the row changes with them."""
     import rdo
 
-    def save_zeros(self: Any, model: torch.nn.Module, point: Any, architecture: Any, path: Path) -> None:
+    def save_zeros(self: Any, model: torch.nn.Module, point: Any, context: Any, path: Path) -> dict[str, Any]:
         state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
         rdo.save_compressed(state, path, quantizer=point.quantizer)
+        return {}
 
     monkeypatch.setattr(RoundToNearest, "apply", save_zeros)
     suite = replace(tiny_suite, methods=tiny_suite.methods[:1])
@@ -145,10 +146,11 @@ def test_a_file_that_lacks_a_weight_is_an_error(
 ) -> None:
     import rdo
 
-    def save_some(self: Any, model: torch.nn.Module, point: Any, architecture: Any, path: Path) -> None:
+    def save_some(self: Any, model: torch.nn.Module, point: Any, context: Any, path: Path) -> dict[str, Any]:
         state = dict(model.state_dict())
         del state["second.bias"]
         rdo.save_compressed(state, path, quantizer=point.quantizer)
+        return {}
 
     monkeypatch.setattr(RoundToNearest, "apply", save_some)
     suite = replace(tiny_suite, methods=tiny_suite.methods[:1])

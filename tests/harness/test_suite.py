@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import pytest
 from rdo.errors import ConfigError, UnknownNameError
 from rdo.quantizers import RelativeQuantizer, UniformQuantizer
 from rdo_harness.config import parse_step
+from rdo_harness.results import read_rows
+from rdo_harness.run import cells
 from rdo_harness.suite import Suite, load_suite, parse_suite, suite_names
 from tests.harness.conftest import SUITE
+
+RESULTS = Path(__file__).parents[2] / "results" / "runs"
 
 
 @pytest.fixture
@@ -108,3 +113,18 @@ def test_steps_are_read(text: str | float, step: float) -> None:
 def test_bad_steps_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="positive number"):
         parse_step(text)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "classification", "language-model"])
+def test_committed_rows_are_still_those_of_their_suite(name: str) -> None:
+    """A change to how points are hashed would orphan every result that is published."""
+    rows = {row["key"] for row in read_rows(RESULTS / f"{name}.jsonl")}
+    assert rows
+    assert rows <= {cell.key for cell in cells(load_suite(name))}
+
+
+def test_options_of_a_point_are_part_of_its_key(tiny_suite: Suite) -> None:
+    first = next(cells(tiny_suite))
+    others = [replace(first, point=replace(first.point, options={"bits": bits})) for bits in (3, 4)]
+    assert len({first.key, *(cell.key for cell in others)}) == 3
+    assert others[0].point.describe() == "bits 3, step 0.25"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -16,6 +17,12 @@ from rdo_harness.architectures.base import Architecture
 from rdo_harness.config import parse_step
 from rdo_harness.training import RateSettings
 
+if TYPE_CHECKING:
+    from rdo_harness.tasks.base import Batch, PreparedTask
+
+_CALIBRATION_SEED = 1_000_003
+"""Added to a run's seed, so that calibration does not see the batches of the training in their order."""
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
@@ -23,25 +30,60 @@ class OperatingPoint:
 
     Args:
         rate: the rate constraint of the training; None is normal training. Points with equal ``rate`` share a model.
-        quantizer: what the weights are rounded by.
+        quantizer: what the weights are rounded by; None if the method rounds them itself.
         sparsity: share of the compressible weights set to zero before quantisation.
+        options: what else the method is told, JSON values by name, such as the bits of a peer's integers.
     """
 
     rate: RateSettings | None
-    quantizer: Quantizer
+    quantizer: Quantizer | None
     sparsity: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def config(self) -> dict[str, Any]:
+        """What distinguishes compression at this point, as JSON values; the training is not part of it."""
+        quantizer = None if self.quantizer is None else self.quantizer.config()
+        config: dict[str, Any] = {"quantizer": quantizer, "sparsity": self.sparsity}
+        return config | ({"options": dict(self.options)} if self.options else {})
 
     def describe(self) -> str:
         """A few words for progress lines."""
-        lam = "" if self.rate is None else f"lambda {self.rate.lam:g}, "
-        sparsity = f"sparsity {self.sparsity:g}, " if self.sparsity else ""
-        config = self.quantizer.config()
-        step = (
-            f"step {config['step']:.4g}"
-            if "step" in config
-            else f"step {config['ratio']:g} sigma/{config['granularity']}"
-        )
-        return f"{lam}{sparsity}{step}"
+        parts = [] if self.rate is None else [f"lambda {self.rate.lam:g}"]
+        parts += [f"sparsity {self.sparsity:g}"] if self.sparsity else []
+        parts += [f"{name.replace('_', ' ')} {value}" for name, value in self.options.items()]
+        config = {} if self.quantizer is None else self.quantizer.config()
+        if "step" in config:
+            parts.append(f"step {config['step']:.4g}")
+        elif "ratio" in config:
+            parts.append(f"step {config['ratio']:g} sigma/{config['granularity']}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may use beside the trained model. The test split is not part of it.
+
+    Args:
+        architecture: whose ``compressible`` says which weights a method may touch.
+        prepared: the task, for calibration data and validation.
+        batch_size: examples in a batch of calibration data.
+        seed: of the run.
+        folder: an existing folder for files that the method needs; it is removed afterwards.
+    """
+
+    architecture: Architecture
+    prepared: PreparedTask
+    batch_size: int
+    seed: int
+    folder: Path
+
+    def calibration(self, batches: int) -> list[Batch]:
+        """So many batches of training data, the same ones for the same seed; labels are among them."""
+        return list(self.prepared.train_batches(self.batch_size, batches, self.seed + _CALIBRATION_SEED))
+
+    def validation_cross_entropy(self, model: nn.Module) -> float:
+        """Mean cross entropy in nats on the validation split, to choose settings by."""
+        return self.prepared.evaluate(model, "validation").cross_entropy
 
 
 @dataclass(frozen=True)
@@ -72,11 +114,15 @@ class Method(ABC):
     def points(self) -> list[OperatingPoint]:
         """Every operating point, those that share a trained model next to each other."""
 
-    def apply(self, model: nn.Module, point: OperatingPoint, architecture: Architecture, path: Path) -> None:
-        """Compress a trained model, which may be changed, into a compressed checkpoint at ``path``."""
-        rdo.save_compressed(
-            model, path, quantizer=point.quantizer, coder="rans", compressible=architecture.compressible
-        )
+    def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
+        """Compress a trained model, which may be changed, into a compressed checkpoint at ``path``.
+
+        Returns:
+            Columns of the result's row that only this method has, as JSON values.
+        """
+        compressible = context.architecture.compressible
+        rdo.save_compressed(model, path, quantizer=point.quantizer, coder="rans", compressible=compressible)
+        return {}
 
     def quantizers(self) -> list[Quantizer]:
         """One quantizer per step asked for."""

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from rdo.errors import ConfigError
-from rdo_harness.architectures.base import Architecture
-from rdo_harness.methods.base import Method, OperatingPoint
+from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.registries import METHODS
 
 
@@ -47,11 +46,11 @@ class MagnitudePruning(Method):
             for sparsity in self.sparsities
         ]
 
-    def apply(self, model: nn.Module, point: OperatingPoint, architecture: Architecture, path: Path) -> None:
-        weights = [p for name, p in model.named_parameters() if architecture.compressible(name, p)]
+    def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
+        weights = [p for name, p in model.named_parameters() if context.architecture.compressible(name, p)]
         for group in [weights] if self.scope == "model" else [[weight] for weight in weights]:
             prune_smallest(group, point.sparsity)
-        super().apply(model, point, architecture, path)
+        return super().apply(model, point, context, path)
 
 
 @torch.no_grad()
