@@ -6,17 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rdo.errors import ConfigError, RdoError, UnknownNameError
 from rdo.registry import Registry
+from rdo_harness.cli_options import DONE, FAILED, INTERRUPTED, MISUSED
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-DONE, FAILED, MISUSED = 0, 1, 2
-INTERRUPTED = 130
 LISTS = ("suites", "methods", "tasks", "architectures", "coders", "entropy-models")
 
 _EXAMPLES = """\
@@ -53,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
     import rdo
-    from rdo_harness import cli_coders, cli_files
+    from rdo_harness import cli_coders, cli_files, cli_run
 
     parser = argparse.ArgumentParser(
         prog="rdo",
@@ -63,51 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rdo {rdo.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_run(commands)
-    _add_report(commands)
+    cli_run.add_commands(commands)
     _add_list(commands)
     cli_files.add_commands(commands)
     cli_coders.add_commands(commands)
     return parser
-
-
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "run",
-        help="run a suite of comparisons; interrupt and continue at will",
-        description="Run a suite: every operating point of every method, trained, compressed, read back, decoded "
-        "and evaluated. Finished points are kept: after an interruption, the same command continues.",
-        epilog="examples:\n  rdo run quickstart\n  rdo run classification --seeds 1 --methods rtn,backslash\n"
-        "  rdo run my-suite.toml --out somewhere\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "suite", metavar="SUITE", help="name of a suite (see `rdo list suites`) or path of a .toml file"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("rdo-results"), metavar="DIR", help="where results go (default: %(default)s)"
-    )
-    parser.add_argument("--seeds", type=int, metavar="N", help="run seeds 0..N-1 instead of those in the suite")
-    parser.add_argument("--methods", metavar="A,B", help="run only these methods of the suite, by name or label")
-    parser.set_defaults(func=_run)
-
-
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "report",
-        help="build the tables, figures and HTML page of a suite again from its rows",
-        epilog="example:\n  rdo report quickstart --out rdo-results\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("suite", metavar="SUITE", help="name of a suite or path of a .toml file")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("rdo-results"),
-        metavar="DIR",
-        help="where the results are (default: %(default)s)",
-    )
-    parser.set_defaults(func=_report)
 
 
 def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -115,63 +70,6 @@ def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("what", choices=LISTS, metavar="{" + ",".join(LISTS) + "}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(func=_list)
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from rdo_harness.progress import ProgressDisplay
-    from rdo_harness.run import current_rows, rows_path, run
-    from rdo_harness.suite import load_suite
-
-    full = load_suite(arguments.suite)
-    methods = None if arguments.methods is None else [name.strip() for name in arguments.methods.split(",")]
-    suite = full.restricted(methods, arguments.seeds)
-    console = Console()
-    console.print(f"[bold]{suite.name}[/bold]: {suite.description}")
-    try:
-        with ProgressDisplay(console) as display:
-            rows = run(suite, arguments.out, display)
-    except KeyboardInterrupt:
-        kept = len(current_rows(suite, arguments.out))
-        print(
-            f"rdo: interrupted; {kept} finished points are kept in {rows_path(arguments.out, suite)}; "
-            "the same command continues",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-    _write_report(console, rows, arguments.out, suite.name)
-    failed = sum("error" in row for row in rows)
-    if failed:
-        print(f"rdo: error: {failed} operating points failed; the same command tries them again", file=sys.stderr)
-    return FAILED if failed else DONE
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from rdo_harness.results import read_rows
-    from rdo_harness.run import cells, rows_path
-    from rdo_harness.suite import load_suite
-
-    suite = load_suite(arguments.suite)
-    found = read_rows(rows_path(arguments.out, suite))
-    seeds = max((row["seed"] + 1 for row in found), default=1)
-    keys = {cell.key for cell in cells(suite.restricted(None, max(seeds, len(suite.seeds))))}
-    rows = list({row["key"]: row for row in found if row["key"] in keys}.values())
-    if not rows:
-        raise ConfigError(
-            f"no rows of suite {suite.name!r} in {rows_path(arguments.out, suite)}; first: rdo run {arguments.suite}"
-        )
-    _write_report(Console(), rows, arguments.out, suite.name)
-    return DONE
-
-
-def _write_report(console: Console, rows: list[dict[str, object]], out: Path, suite: str) -> None:
-    from rdo_harness.report import build
-
-    built = build(rows, out, suite)
-    built.print_summary(console)
 
 
 def _list(arguments: argparse.Namespace) -> int:

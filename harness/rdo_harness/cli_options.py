@@ -11,6 +11,9 @@ from rdo_harness.config import parse_step
 if TYPE_CHECKING:
     from rdo.quantizers import Quantizer
 
+DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 

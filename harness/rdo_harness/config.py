@@ -40,6 +40,25 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def later(default: Any) -> Any:
+    """A dataclass field that was added after results had been published: see :func:`settings`."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
+def settings(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass, for the hash of a configuration.
+
+    Fields declared with :func:`later` are left out while they have their default, so that what was hashed before they
+    existed keeps its hash.
+    """
+    added = {
+        field.name
+        for field in dataclasses.fields(options)
+        if field.metadata.get("later") and getattr(options, field.name) == field.default
+    }
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in added}
+
+
 def parse_step(text: str | float) -> float:
     """Read a quantisation step: ``2^-8``, ``0.004`` or a number.
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rdo_harness.tasks.base import Evaluation
 
 Point = tuple[float, float]
 """Rate in bits per parameter (> 0) and cross entropy in nats; less is better in both."""
 
 MIN_POINTS = 4
+ITEM_COLUMNS = ["item_nats", "item_correct"]
+"""Columns of a row that hold an outcome for each test item."""
 
 
 @dataclass(frozen=True)
@@ -99,3 +108,14 @@ def interval(values: Sequence[float]) -> Interval:
 
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
     return Interval(mean, float(t.ppf(0.975, count - 1)) * math.sqrt(variance / count), count)
+
+
+def pack_items(evaluation: Evaluation) -> dict[str, Any]:
+    """Per-item outcomes as two columns of a row: bits and little-endian float16 nats, in base64."""
+    packed: dict[str, Any] = {}
+    if evaluation.nats is not None:
+        nats = evaluation.nats.clamp(max=60000.0).numpy().astype("<f2")
+        packed["item_nats"] = base64.b64encode(nats.tobytes()).decode()
+        if evaluation.correct is not None and len(evaluation.correct) == len(nats):
+            packed["item_correct"] = base64.b64encode(np.packbits(evaluation.correct.numpy()).tobytes()).decode()
+    return packed

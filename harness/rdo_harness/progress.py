@@ -9,20 +9,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from rdo_harness import training
+from rdo_harness.cells import Cell
 from rdo_harness.metrics import metric_title
 from rdo_harness.results import Row
-from rdo_harness.run import Cell
 
 
 class ProgressDisplay:
     """A :class:`rdo_harness.run.Listener` that tells what runs, how far it is and how long it will still take.
 
     The time left is estimated from the mean duration of the trainings and points finished in this run, and of the
-    current training's steps while there is none.
+    current training's steps while there is none, and divided by the processes that share the work.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, jobs: int = 1) -> None:
         self.console = console
+        self.jobs = jobs
         self.started = time.perf_counter()
         self._bars: Progress | None = None
         self._overall = self._current = TaskID(0)
@@ -122,6 +123,7 @@ class ProgressDisplay:
         left = mean * max(trainings - share, 0.0) + _mean(self._point_seconds, 5.0) * (
             self._total_points - self._points
         )
+        left /= self.jobs
         return f", ~{max(1, round(left / 60))} min left" if left > 50 else ", under a minute left"
 
 

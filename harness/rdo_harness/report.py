@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from rdo_harness import figures
+from rdo_harness.metrics import ITEM_COLUMNS
 from rdo_harness.report_tables import CODERS, Table, operating_points, papers_presentation, summary
 from rdo_harness.results import Row
 
@@ -89,7 +90,7 @@ def build(rows: Sequence[Row], out: Path, suite: str, anchor: str | None = None)
         notes = _notes(frame)
         figure_svg = figures.save(figures.rate_distortion(frame, labels), out / "figures", suite)
         files += [out / "figures" / f"{suite}.svg", out / "figures" / f"{suite}.png"]
-    frame.to_csv(files[1], index=False)
+    frame.drop(columns=ITEM_COLUMNS, errors="ignore").to_csv(files[1], index=False)
     lines = "".join(f"- {note}\n" for note in notes) + "".join(f"- failed: {failure}\n" for failure in failures)
     files[0].write_text(f"## {suite}\n\n{lines}\n" + "\n".join(table.markdown() for table in tables), encoding="utf-8")
     files[2].write_text(_page(suite, tables, notes, failures, figure_svg), encoding="utf-8")

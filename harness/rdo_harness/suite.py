@@ -1,16 +1,17 @@
-"""Suites: TOML files that name a task, architectures, methods and a training budget."""
+"""Suites: TOML files that name tasks, architectures, methods and training budgets."""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rdo.errors import ConfigError, UnknownNameError
+from rdo.registry import Registry
 from rdo_harness.architectures.base import Architecture
 from rdo_harness.config import from_table
 from rdo_harness.methods.base import Method
@@ -18,19 +19,33 @@ from rdo_harness.registries import ARCHITECTURES, METHODS, TASKS
 from rdo_harness.tasks.base import Task
 from rdo_harness.training import Budget
 
+T = TypeVar("T")
+
+SCALES = ("small", "medium", "full")
+"""Sizes that a suite may come in: minutes on 2 cores; hours there; the paper's models on a GPU."""
+
 
 @dataclass(frozen=True)
-class Suite:
-    """Everything that a run needs to know: a cross product of architectures, methods and seeds over one task."""
+class Part:
+    """One comparison: methods that share a task, architectures and a training budget."""
 
-    name: str
-    version: int
-    description: str
     task: Task
     architectures: tuple[Architecture, ...]
     budget: Budget
     methods: tuple[Method, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Everything that a run needs to know: the parts of a comparison, each run with every seed."""
+
+    name: str
+    version: int
+    description: str
+    parts: tuple[Part, ...]
     seeds: tuple[int, ...]
+    paper: str = ""
+    """The table or figure of the paper that it repeats, as in paper.toml."""
 
     def restricted(self, methods: Sequence[str] | None, seeds: int | None) -> Suite:
         """The same suite with some methods (by name or label) and seeds 0 to ``seeds - 1``.
@@ -38,31 +53,41 @@ class Suite:
         Raises:
             UnknownNameError: the suite has no such method; the nearest is suggested.
         """
-        chosen = self.methods
+        parts = self.parts
         if methods is not None:
-            known = {name.lower() for method in self.methods for name in (method.name, method.label)}
+            known = {name.lower() for part in parts for m in part.methods for name in (m.name, m.label)}
             for name in methods:
                 if name.lower() not in known:
-                    near = difflib.get_close_matches(name.lower(), known, n=1)
-                    hint = f"did you mean {near[0]!r}? " if near else ""
                     raise UnknownNameError(
-                        f"suite {self.name!r} has no method {name!r}; {hint}it has: {', '.join(sorted(known))}"
+                        f"suite {self.name!r} has no method {name!r}; {_hint(name.lower(), known)}"
+                        f"it has: {', '.join(sorted(known))}"
                     )
             wanted = {name.lower() for name in methods}
-            chosen = tuple(m for m in self.methods if {m.name.lower(), m.label.lower()} & wanted)
+            chosen = [
+                replace(part, methods=tuple(m for m in part.methods if {m.name.lower(), m.label.lower()} & wanted))
+                for part in parts
+            ]
+            parts = tuple(part for part in chosen if part.methods)
         if seeds is not None and seeds < 1:
             raise ConfigError(f"--seeds must be 1 or more, got {seeds}")
-        return replace(self, methods=chosen, seeds=self.seeds if seeds is None else tuple(range(seeds)))
+        return replace(self, parts=parts, seeds=self.seeds if seeds is None else tuple(range(seeds)))
 
 
 @dataclass(frozen=True)
 class _Header:
     name: str
     description: str
-    task: str
-    architectures: tuple[str, ...]
     version: int = 1
     seeds: tuple[int, ...] = (0,)
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class _PartTable:
+    task: str
+    architectures: tuple[Any, ...]
+    training: dict[str, Any]
+    methods: tuple[Any, ...]
     task_options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,12 +97,16 @@ def suite_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load_suite(name_or_path: str) -> Suite:
+def load_suite(name_or_path: str, scale: str | None = None) -> Suite:
     """Read a built-in suite by name, or a suite file by path.
+
+    Args:
+        scale: one of :data:`SCALES`, for a suite that comes in several.
 
     Raises:
         UnknownNameError: neither exists; the nearest name is suggested.
-        ConfigError: the file is not TOML, or a key or value is wrong; the message says where.
+        ConfigError: the file is not TOML, a key or value is wrong (the message says where), or the suite does not come
+            in that scale.
     """
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
@@ -86,10 +115,9 @@ def load_suite(name_or_path: str) -> Suite:
         text = path.read_text(encoding="utf-8")
     else:
         if name_or_path not in suite_names():
-            near = difflib.get_close_matches(name_or_path, suite_names(), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise UnknownNameError(
-                f"unknown suite {name_or_path!r}; {hint}known: {', '.join(suite_names())}, or a path to a .toml file"
+                f"unknown suite {name_or_path!r}; {_hint(name_or_path, suite_names())}"
+                f"known: {', '.join(suite_names())}, or a path to a .toml file"
             )
         resource = resources.files("rdo_harness") / "suites" / f"{name_or_path}.toml"
         text = resource.read_text(encoding="utf-8")
@@ -97,41 +125,80 @@ def load_suite(name_or_path: str) -> Suite:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name_or_path}: not a TOML file: {error}") from error
-    return parse_suite(document, name_or_path)
+    return parse_suite(document, name_or_path, scale)
 
 
-def parse_suite(document: dict[str, Any], where: str) -> Suite:
-    """Build a suite from a parsed TOML document; ``where`` starts every error message."""
-    known = {"suite", "training", "methods"}
+def parse_suite(document: dict[str, Any], where: str, scale: str | None = None) -> Suite:
+    """Build a suite from a parsed TOML document; ``where`` starts every error message.
+
+    A suite of one part has the tables [suite], [training] and [[methods]]. One that comes in scales has a list of parts
+    for each, [[scale.small]] and so on, with ``task``, ``architectures``, ``training`` and, where they differ from the
+    [[methods]] of the suite, ``methods``; its name ends with the scale, the small one unless said otherwise.
+    """
+    known = {"suite", "training", "methods", "scale"}
     for key in document:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"{where}: unknown table [{key}]; {hint}known: {', '.join(sorted(known))}")
-    for key in sorted(known):
+            raise ConfigError(f"{where}: unknown table [{key}]; {_hint(key, known)}known: {', '.join(sorted(known))}")
+    scaled = "scale" in document
+    for key in ["suite"] if scaled else ["methods", "suite", "training"]:
         if not document.get(key):
             raise ConfigError(f"{where}: the table [{key}] is missing or empty")
-    header = from_table(_Header, document["suite"], f"{where}: [suite]")
-    if not header.seeds or not header.architectures:
-        raise ConfigError(f"{where}: [suite]: give at least one seed and one architecture")
-    methods = []
-    for number, table in enumerate(document["methods"], 1):
-        options = dict(table)
-        name = options.pop("name", None)
-        if not isinstance(name, str):
-            raise ConfigError(f"{where}: [[methods]] number {number}: the key 'name' is missing")
-        methods.append(from_table(METHODS.get(name), options, f"{where}: [[methods]] number {number} ({name})"))
+    table = dict(document["suite"])
+    methods = document.get("methods", [])
+    if scaled:
+        scale = scale or SCALES[0]
+        if scale not in document["scale"]:
+            has = ", ".join(document["scale"])
+            raise ConfigError(f"{where}: no scale {scale!r}; {_hint(scale, document['scale'])}it has: {has}")
+        parts = [
+            _part({"methods": methods, **part}, f"{where}: [[scale.{scale}]] number {number}")
+            for number, part in enumerate(document["scale"][scale], 1)
+        ]
+        table["name"] = f"{table.get('name')}-{scale}"
+    elif scale is not None:
+        raise ConfigError(f"{where}: this suite does not come in scales; leave --scale out")
+    else:
+        keys = ("task", "architectures", "task_options")
+        own = {key: table.pop(key) for key in keys if key in table}
+        parts = [_part({**own, "training": document["training"], "methods": methods}, where)]
+    header = from_table(_Header, table, f"{where}: [suite]")
+    if not header.seeds:
+        raise ConfigError(f"{where}: [suite]: give at least one seed")
+    return Suite(parts=tuple(parts), **vars(header))
+
+
+def _part(table: dict[str, Any], where: str) -> Part:
+    found = from_table(_PartTable, table, where)
+    if not found.architectures:
+        raise ConfigError(f"{where}: give at least one architecture")
+    methods = [
+        _named(METHODS, method, f"{where}: [[methods]] number {number}")
+        for number, method in enumerate(found.methods, 1)
+    ]
     labels = [method.label for method in methods]
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
         raise ConfigError(f"{where}: two methods are labelled {repeated[0]!r}; give one another `label`")
-    return Suite(
-        name=header.name,
-        version=header.version,
-        description=header.description,
-        task=from_table(TASKS.get(header.task), header.task_options, f"{where}: [suite] task_options"),
-        architectures=tuple(from_table(ARCHITECTURES.get(name), {}, where) for name in header.architectures),
-        budget=from_table(Budget, document["training"], f"{where}: [training]"),
+    return Part(
+        task=from_table(TASKS.get(found.task), found.task_options, f"{where}: task_options"),
+        architectures=tuple(
+            _named(ARCHITECTURES, {"name": entry} if isinstance(entry, str) else entry, f"{where}: architectures")
+            for entry in found.architectures
+        ),
+        budget=from_table(Budget, found.training, f"{where}: [training]"),
         methods=tuple(methods),
-        seeds=header.seeds,
     )
+
+
+def _named(registry: Registry[type[T]], table: Any, where: str) -> T:
+    """The plug-in that the key ``name`` of a table names, with the table's other keys as options."""
+    options = dict(table) if isinstance(table, dict) else {}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: the key 'name' is missing")
+    return from_table(registry.get(name), options, f"{where} ({name})")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""

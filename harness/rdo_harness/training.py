@@ -6,7 +6,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,17 @@ import rdo
 from rdo.control import Constant, OnThenOff
 from rdo.entropy import entropy_model_from_config
 from rdo_harness.architectures.base import Architecture
+from rdo_harness.config import settings
+from rdo_harness.observation import WeightObserver
 from rdo_harness.resources import peak_memory_bytes, reset_peak_memory
 from rdo_harness.tasks.base import PreparedTask, Task
+from rdo_harness.training_state import load_state, restore, save_state, snapshot
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a short text about the state."""
+
+CHECKPOINT_SECONDS = 120.0
+"""How often a training's state goes to disk; a killed one loses at most that much."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,11 @@ class RateSettings:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model's weights on disk and what it cost to make them."""
+    """A trained model's weights on disk, what it cost to make them, and how they came about.
+
+    ``history`` has some 20 steps: the loss, lambda, and the law of the weights (see :class:`WeightObserver`), whose
+    fitting does not count in ``seconds``.
+    """
 
     path: Path
     seconds: float
@@ -74,6 +85,9 @@ class Trained:
     cross_entropy: float
     metric: float
     shape: float
+    validation_cross_entropy: float | None = None
+    validation_metric: float | None = None
+    histogram: dict[str, Any] | None = None
 
 
 def configuration(
@@ -83,8 +97,8 @@ def configuration(
     return {
         "task": task.config(),
         "architecture": architecture.config(),
-        "budget": asdict(budget),
-        "rate": None if rate is None else asdict(rate),
+        "budget": settings(budget),
+        "rate": None if rate is None else settings(rate),
         "seed": seed,
     }
 
@@ -103,19 +117,29 @@ def trained(
     seed: int,
     folder: Path,
     progress: Progress,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Trained:
-    """Return the trained model from the cache folder, training it first if it is not there yet."""
+    """Return the trained model from the cache folder, training it first if it is not there yet.
+
+    Of several processes one trains and the others wait for it. A training that was killed goes on from its last
+    checkpoint, to the same bits that it would have reached.
+    """
+    from filelock import FileLock
     from safetensors import safe_open
     from safetensors.torch import save_model
 
     config = configuration(prepared.task, architecture, budget, rate, seed)
     path = folder / f"{digest(config)}.safetensors"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        model, facts = _train(prepared, architecture, budget, rate, seed, progress)
-        partial = path.with_suffix(".partial")
-        save_model(model, str(partial), metadata={"facts": json.dumps(facts), "configuration": json.dumps(config)})
-        partial.replace(path)
+    locks = folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / path.stem):
+        if not path.exists():
+            checkpoint = path.with_suffix(".checkpoint")
+            model, facts = _train(prepared, architecture, budget, rate, seed, progress, checkpoint, checkpoint_seconds)
+            partial = path.with_suffix(".partial")
+            save_model(model, str(partial), metadata={"facts": json.dumps(facts), "configuration": json.dumps(config)})
+            partial.replace(path)
+            checkpoint.unlink(missing_ok=True)
     with safe_open(str(path), framework="pt") as file:
         facts = json.loads(file.metadata()["facts"])
     return Trained(path=path, **facts)
@@ -136,6 +160,8 @@ def _train(
     rate: RateSettings | None,
     seed: int,
     progress: Progress,
+    checkpoint: Path,
+    checkpoint_seconds: float,
 ) -> tuple[nn.Module, dict[str, Any]]:
     model = architecture.build(seed, prepared.task)
     model.train()
@@ -148,12 +174,22 @@ def _train(
         optimizer, lambda step: min((step + 1) / warmup, (budget.steps - step) / max(budget.steps - warmup, 1))
     )
     handle = None if rate is None else _attach(optimizer, model, architecture, budget, rate)
+    observer = WeightObserver(model, architecture)
+    stateful = {"optimizer": optimizer, "schedule": schedule, **({} if handle is None else {"rate": handle})}
     history: list[dict[str, float]] = []
+    begin, earlier_seconds, earlier_peak = 0, 0.0, 0
     reset_peak_memory()
-    started = time.perf_counter()
+    started = saved = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for step, batch in enumerate(prepared.train_batches(budget.batch_size, budget.steps, seed)):
+        if checkpoint.exists():
+            state = load_state(checkpoint)
+            restore(model, stateful, state)
+            begin, history = state["step"], state["history"]
+            earlier_seconds, earlier_peak = state["seconds"], state["peak_memory_bytes"]
+        # The batches are a function of the seed, so their number is the position in the data.
+        batches = prepared.train_batches(budget.batch_size, budget.steps, seed)
+        for step, batch in enumerate(islice(batches, begin, None), begin):
             loss = prepared.loss(model, batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -162,31 +198,39 @@ def _train(
             value = float(loss.detach())
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the training loss became {value} at step {step}; lower the learning rate")
-            if step % max(1, budget.steps // 50) == 0 or step == budget.steps - 1:
-                history.append({"step": step, "loss": value, **_rate_facts(handle)})
+            if step % max(1, budget.steps // 20) == 0 or step == budget.steps - 1:
+                before = time.perf_counter()
+                lam = 0.0 if handle is None else handle.rate().lam
+                history.append({"step": step, "loss": value, "lam": lam, **observer.law()})
+                started += time.perf_counter() - before
+            if time.perf_counter() - saved >= checkpoint_seconds and step + 1 < budget.steps:
+                facts = {
+                    "step": step + 1,
+                    "history": history,
+                    "seconds": earlier_seconds + time.perf_counter() - started,
+                    "peak_memory_bytes": max(earlier_peak, peak_memory_bytes()),
+                }
+                save_state(checkpoint, {**facts, **snapshot(model, stateful)})
+                saved = time.perf_counter()
             progress(step + 1, budget.steps, f"loss {value:.3f}")
-    seconds = time.perf_counter() - started
-    peak = peak_memory_bytes()
+    seconds = earlier_seconds + time.perf_counter() - started
+    peak = max(earlier_peak, peak_memory_bytes())
     if handle is not None:
         handle.remove()
     model.eval()
-    evaluation = prepared.evaluate(model, "test")
+    test, validation = (prepared.evaluate(model, split) for split in ("test", "validation"))
     facts = {
         "seconds": seconds,
         "peak_memory_bytes": peak,
         "history": history,
-        "cross_entropy": evaluation.cross_entropy,
-        "metric": evaluation.metric,
-        "shape": fitted_shape(model, architecture),
+        "cross_entropy": test.cross_entropy,
+        "metric": test.metric,
+        "validation_cross_entropy": validation.cross_entropy,
+        "validation_metric": validation.metric,
+        "shape": observer.law()["shape"],
+        "histogram": observer.histogram(),
     }
     return model, facts
-
-
-def fitted_shape(model: nn.Module, architecture: Architecture) -> float:
-    """Shape nu of one generalized Gaussian fitted to all compressible weights."""
-    weights = [p for name, p in model.named_parameters() if architecture.compressible(name, p)]
-    constraint = rdo.RateConstraint(((str(i), w) for i, w in enumerate(weights)), lam=0.0)
-    return float(constraint.fit()[0])
 
 
 def _attach(
@@ -206,10 +250,3 @@ def _attach(
         precondition=rate.precondition,
         verbose=False,
     )
-
-
-def _rate_facts(handle: rdo.Attachment | None) -> dict[str, float]:
-    if handle is None:
-        return {}
-    report = handle.rate()
-    return {"lam": report.lam, "surrogate_bits_per_parameter": report.surrogate_bits_per_parameter, **report.theta}

@@ -14,7 +14,7 @@ import torch
 from rdo_harness.architectures.base import Architecture, seeded
 from rdo_harness.registries import ARCHITECTURES, TASKS
 from rdo_harness.suite import Suite, parse_suite
-from rdo_harness.tasks.base import Evaluation, PreparedTask, Task, evaluating, summed_cross_entropy
+from rdo_harness.tasks.base import Evaluation, PreparedTask, Task, evaluating, label_cross_entropy
 
 
 class Mlp(torch.nn.Module):
@@ -63,8 +63,8 @@ class PreparedTiny(PreparedTask):
         part = slice(400, 500) if split == "validation" else slice(500, 600)
         with evaluating(model):
             batch = {"input_ids": self.inputs[part], "labels": self.labels[part]}
-            nats, correct = summed_cross_entropy(model, batch)
-        return Evaluation(float(correct.double().mean()), nats / 100, 100, correct)
+            nats, correct = label_cross_entropy(model, batch)
+        return Evaluation(float(correct.double().mean()), float(nats.mean()), 100, correct, nats)
 
 
 @dataclass(frozen=True)

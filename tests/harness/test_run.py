@@ -14,6 +14,7 @@ from rdo.coders.exp_golomb import ExpGolomb
 from rdo.coders.fixed_length import FixedLength
 from rdo.coders.huffman import Huffman
 from rdo_harness import run as runner
+from rdo_harness.cells import Cell, cells
 from rdo_harness.methods.pruning import prune_smallest
 from rdo_harness.methods.rtn import RoundToNearest
 from rdo_harness.results import append_row, read_rows
@@ -32,7 +33,7 @@ class Recorder:
     def plan(self, trainings: int, points: int, finished: int) -> None:
         self.planned = (trainings, points, finished)
 
-    def training(self, cell: runner.Cell, number: int) -> Any:
+    def training(self, cell: Cell, number: int) -> Any:
         self.trainings.append(cell.training_key)
 
         def progress(done: int, total: int, note: str) -> None:
@@ -43,7 +44,7 @@ class Recorder:
 
     def trained(self, seconds: float) -> None: ...
 
-    def point(self, cell: runner.Cell) -> None: ...
+    def point(self, cell: Cell) -> None: ...
 
     def finished(self, row: dict[str, Any], seconds: float) -> None:
         self.rows.append(row)
@@ -80,7 +81,7 @@ def test_a_run_makes_one_complete_row_per_point(tiny_suite: Suite, tmp_path: Pat
     assert (
         rows[8]["entropy_bits_per_parameter"] < rows[6]["entropy_bits_per_parameter"]
     )  # a larger lambda codes shorter
-    assert list((tmp_path / "work" / "tiny").glob("point-*")) == []
+    assert list((tmp_path / "work").glob("point-*")) == []
 
 
 def test_an_interrupted_run_continues_and_ends_as_an_uninterrupted_one(tiny_suite: Suite, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_the_evaluated_weights_are_the_coded_ones(
         return {}
 
     monkeypatch.setattr(RoundToNearest, "apply", save_zeros)
-    suite = replace(tiny_suite, methods=tiny_suite.methods[:1])
+    suite = tiny_suite.restricted(["rtn"], None)
     for row in runner.run(suite, tmp_path, Recorder()):
         assert row["cross_entropy"] == pytest.approx(float(np.log(3)), abs=1e-6)
         assert row["sparsity"] == 1.0
@@ -153,20 +154,22 @@ def test_a_file_that_lacks_a_weight_is_an_error(
         return {}
 
     monkeypatch.setattr(RoundToNearest, "apply", save_some)
-    suite = replace(tiny_suite, methods=tiny_suite.methods[:1])
+    suite = tiny_suite.restricted(["rtn"], None)
     assert all("second.bias" in row["error"] for row in runner.run(suite, tmp_path, Recorder()))
 
 
 def test_keys_depend_on_everything_that_determines_a_row_and_on_nothing_else(tiny_suite: Suite) -> None:
-    keys = [cell.key for cell in runner.cells(tiny_suite)]
+    keys = [cell.key for cell in cells(tiny_suite)]
     assert len(set(keys)) == len(keys)
-    relabelled = replace(tiny_suite, methods=tuple(replace(m, label=m.label + "!") for m in tiny_suite.methods))
-    assert [cell.key for cell in runner.cells(relabelled)] == keys
+    [part] = tiny_suite.parts
+    renamed = replace(part, methods=tuple(replace(method, label=method.label + "!") for method in part.methods))
+    relabelled = replace(tiny_suite, parts=(renamed,))
+    assert [cell.key for cell in cells(relabelled)] == keys
     for change in (
-        replace(tiny_suite, budget=replace(tiny_suite.budget, steps=41)),
+        replace(tiny_suite, parts=(replace(part, budget=replace(part.budget, steps=41)),)),
         replace(tiny_suite, seeds=(1,)),
     ):
-        assert not {cell.key for cell in runner.cells(change)} & set(keys)
+        assert not {cell.key for cell in cells(change)} & set(keys)
 
 
 def test_rows_of_an_older_suite_stay_in_the_file_but_out_of_the_result(tiny_suite: Suite, tmp_path: Path) -> None:
@@ -202,6 +205,6 @@ def test_pruning_zeroes_exactly_the_smallest() -> None:
 
 
 def test_rows_are_valid_json_without_nan(tiny_suite: Suite, tmp_path: Path) -> None:
-    runner.run(replace(tiny_suite, methods=tiny_suite.methods[:1]), tmp_path, Recorder())
+    runner.run(tiny_suite.restricted(["rtn"], None), tmp_path, Recorder())
     for line in runner.rows_path(tmp_path, tiny_suite).read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in a row"))

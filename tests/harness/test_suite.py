@@ -10,9 +10,9 @@ import pytest
 
 from rdo.errors import ConfigError, UnknownNameError
 from rdo.quantizers import RelativeQuantizer, UniformQuantizer
+from rdo_harness.cells import cells
 from rdo_harness.config import parse_step
 from rdo_harness.results import read_rows
-from rdo_harness.run import cells
 from rdo_harness.suite import Suite, load_suite, parse_suite, suite_names
 from tests.harness.conftest import SUITE
 
@@ -29,14 +29,14 @@ def test_every_built_in_suite_loads() -> None:
     for name in suite_names():
         suite = load_suite(name)
         assert suite.name == name
-        labels = {method.name for method in suite.methods}
+        labels = {method.name for part in suite.parts for method in part.methods}
         assert {"rtn", "pruning", "backslash", "lp"} <= labels
-        regularisers = {method.p for method in suite.methods if method.name == "lp"}  # type: ignore[attr-defined]
+        regularisers = {method.p for part in suite.parts for method in part.methods if method.name == "lp"}  # type: ignore[attr-defined]
         assert regularisers == {0.5, 1.0, 2.0}
 
 
 def test_points_of_a_suite(tiny_suite: Suite) -> None:
-    points = {method.label: method.points() for method in tiny_suite.methods}
+    points = {method.label: method.points() for method in tiny_suite.parts[0].methods}
     assert [point.quantizer for point in points["normal + RTN"]] == [
         UniformQuantizer(step=2.0**-n) for n in (2, 3, 4, 6)
     ]
@@ -87,7 +87,7 @@ def test_unknown_names_suggest_the_nearest(document: dict[str, Any], tmp_path: P
 
 
 def test_restriction_by_name_label_and_seeds(tiny_suite: Suite) -> None:
-    assert [m.label for m in tiny_suite.restricted(["Normal + RTN", "pruning"], None).methods] == [
+    assert [m.label for m in tiny_suite.restricted(["Normal + RTN", "pruning"], None).parts[0].methods] == [
         "normal + RTN",
         "pruning",
     ]
@@ -100,7 +100,7 @@ def test_restriction_by_name_label_and_seeds(tiny_suite: Suite) -> None:
 
 def test_relative_steps_make_relative_quantizers(document: dict[str, Any]) -> None:
     document["methods"][0].update(steps=[0.25], relative_steps=[0.5], granularity="row")
-    quantizers = parse_suite(document, "my.toml").methods[0].quantizers()
+    quantizers = parse_suite(document, "my.toml").parts[0].methods[0].quantizers()
     assert quantizers == [UniformQuantizer(step=0.25), RelativeQuantizer(ratio=0.5, granularity="row")]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+
+from rdo_harness.config import settings
 
 if TYPE_CHECKING:
     from rdo_harness.tasks.base import Kind, Task
@@ -47,7 +48,7 @@ class Architecture(ABC):
 
     def config(self) -> dict[str, Any]:
         """Name and options, as JSON values."""
-        return {"name": self.name, **dataclasses.asdict(self)}
+        return {"name": self.name, **settings(self)}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from rdo.errors import ConfigError
+from rdo_harness.config import settings
 
 if TYPE_CHECKING:
     from rdo_harness.architectures.base import Architecture
@@ -24,6 +25,10 @@ IGNORED = -100
 """Label of a position that neither trains nor counts (the default ``ignore_index`` of PyTorch's cross entropy)."""
 
 
+_ROWS_AT_ONCE = 8192
+"""Rows of logits that are turned into float64 together; a vocabulary may be large."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """How a model does on one split.
@@ -33,12 +38,15 @@ class Evaluation:
         cross_entropy: mean negative log likelihood in nats, per question (classification) or per byte (causal).
         items: how many questions or bytes the two means run over.
         correct: per item, in the order of the split, whether the most likely label is the true one; bool [items].
+        nats: cross entropy of each question (classification), or the mean over each held-out window (causal), in the
+            order of the split; what confidence intervals and paired tests are made of.
     """
 
     metric: float
     cross_entropy: float
     items: int
     correct: torch.Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+    nats: torch.Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Task(ABC):
 
     def config(self) -> dict[str, Any]:
         """Name, version and options, as JSON values."""
-        return {"name": self.name, "version": self.version, **dataclasses.asdict(self)}
+        return {"name": self.name, "version": self.version, **settings(self)}
 
     def check_kind(self, architecture: Architecture) -> None:
         """Raise :class:`~rdo.errors.ConfigError` unless ``architecture`` is of this task's kind."""
@@ -104,13 +112,17 @@ class PreparedTask(ABC):
         return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED)
 
 
-def summed_cross_entropy(model: torch.nn.Module, batch: Batch) -> tuple[float, torch.Tensor]:
-    """Cross entropy of one batch in nats, summed in float64, and whether each counted label was the most likely one."""
+def label_cross_entropy(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every counted label of a batch: its cross entropy in nats, float64 [labels], and whether it was the most
+    likely one, bool [labels]; both on the CPU, in the order of the batch."""
     logits, labels = _forward(model, batch)
     counted = labels != IGNORED
-    logits, labels = logits[counted].double(), labels[counted]
-    nats = torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-    return nats, (logits.argmax(-1) == labels).cpu()
+    rows = zip(logits[counted].split(_ROWS_AT_ONCE), labels[counted].split(_ROWS_AT_ONCE), strict=True)
+    parts = [
+        (torch.nn.functional.cross_entropy(chosen.double(), true, reduction="none"), chosen.argmax(-1) == true)
+        for chosen, true in rows
+    ]
+    return torch.cat([nats for nats, _ in parts]).cpu(), torch.cat([correct for _, correct in parts]).cpu()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from rdo.errors import ConfigError, DataError
 from rdo_harness import data
 from rdo_harness.registries import TASKS
-from rdo_harness.tasks.base import Batch, Evaluation, Kind, PreparedTask, Split, Task, evaluating, summed_cross_entropy
+from rdo_harness.tasks.base import Batch, Evaluation, Kind, PreparedTask, Split, Task, evaluating, label_cross_entropy
 
 if TYPE_CHECKING:
     from rdo_harness.architectures.base import Architecture
@@ -92,15 +92,13 @@ class PreparedClassification(PreparedTask):
             raise ConfigError(f"unknown split {split!r}; known: {', '.join(self._ids)}")
         ids = self._ids[split]
         order = sorted(range(len(ids)), key=lambda item: len(ids[item]))
-        nats = 0.0
+        nats = torch.zeros(len(ids), dtype=torch.float64)
         correct = torch.zeros(len(ids), dtype=torch.bool)
         with evaluating(model):
             for start in range(0, len(order), batch_size):
                 items = order[start : start + batch_size]
-                batch_nats, batch_correct = summed_cross_entropy(model, self._batch(split, items))
-                nats += batch_nats
-                correct[items] = batch_correct
-        return Evaluation(correct.double().mean().item(), nats / len(ids), len(ids), correct)
+                nats[items], correct[items] = label_cross_entropy(model, self._batch(split, items))
+        return Evaluation(correct.double().mean().item(), nats.mean().item(), len(ids), correct, nats)
 
     def _batch(self, split: str, items: Sequence[int]) -> Batch:
         rows = [self._ids[split][item] for item in items]

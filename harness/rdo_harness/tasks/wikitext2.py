@@ -23,7 +23,7 @@ from rdo_harness.tasks.base import (
     Split,
     Task,
     evaluating,
-    summed_cross_entropy,
+    label_cross_entropy,
 )
 
 if TYPE_CHECKING:
@@ -93,14 +93,13 @@ class PreparedBytes(PreparedTask):
             raise ConfigError(f"unknown split {split!r}; known: {', '.join(self._splits)}")
         available = len(self._splits[split]) - 1
         items = min(self.task.evaluation_bytes or available, available)
-        nats = 0.0
-        correct = []
         with evaluating(model):
-            for batch in self._windows(self._splits[split][: items + 1].long(), batch_size):
-                batch_nats, batch_correct = summed_cross_entropy(model, batch)
-                nats += batch_nats
-                correct.append(batch_correct)
-        return Evaluation(nats / items / math.log(2), nats / items, items, torch.cat(correct))
+            windows = self._windows(self._splits[split][: items + 1].long(), batch_size)
+            found = [label_cross_entropy(model, batch) for batch in windows]
+        nats, correct = (torch.cat(part) for part in zip(*found, strict=True))
+        by_window = torch.stack([window.mean() for window in nats.split(self.task.context)])
+        mean = nats.mean().item()
+        return Evaluation(mean / math.log(2), mean, items, correct, by_window)
 
     def _windows(self, text: torch.Tensor, batch_size: int) -> Iterator[Batch]:
         context = self.task.context

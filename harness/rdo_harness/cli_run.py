@@ -1,0 +1,149 @@
+"""``rdo run`` and ``rdo report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rdo.errors import ConfigError
+from rdo_harness.cli_options import DONE, FAILED, INTERRUPTED, Commands
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rdo_harness.suite import Suite
+    from rdo_harness.workers import Workers
+
+_RUN = """\
+Run a suite: every operating point of every method, trained, compressed, read back, decoded and evaluated. Finished
+points are kept: after an interruption, the same command continues; a training goes on from its last checkpoint. Suites
+share trained models and measured points in DIR/work."""
+_RUN_EXAMPLES = """\
+examples:
+  rdo run quickstart
+  rdo run classification --seeds 1 --methods rtn,backslash
+  rdo run paper-table4 --scale small --jobs 2
+  rdo run my-suite.toml --out somewhere
+  rdo run my-suite.toml --submit slurm --submit-options slurm_partition=gpu,timeout_min=240,gpus_per_node=1
+"""
+
+
+def add_commands(commands: Commands) -> None:
+    """Add both commands; each sets ``func``."""
+    run = commands.add_parser(
+        "run",
+        help="run a suite of comparisons; interrupt and continue at will",
+        description=_RUN,
+        epilog=_RUN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_suite(run, "where results go")
+    run.add_argument("--seeds", type=int, metavar="N", help="run seeds 0..N-1 instead of those in the suite")
+    run.add_argument("--methods", metavar="A,B", help="run only these methods of the suite, by name or label")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, or cluster jobs, at once")
+    run.add_argument(
+        "--submit",
+        metavar="CLUSTER",
+        help='send every training and point to a cluster as a job: "slurm", or "local" to try it without one',
+    )
+    run.add_argument(
+        "--submit-options", metavar="K=V,..", default="", help="options of submitit, such as timeout_min=240"
+    )
+    run.set_defaults(func=_run)
+    report = commands.add_parser(
+        "report",
+        help="build the tables, figures and HTML page of a suite again from its rows",
+        epilog="example:\n  rdo report quickstart --out rdo-results\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_suite(report, "where the results are")
+    report.set_defaults(func=_report)
+
+
+def _add_suite(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument(
+        "suite", metavar="SUITE", help="name of a suite (see `rdo list suites`) or path of a .toml file"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("rdo-results"), metavar="DIR", help=f"{out} (default: %(default)s)"
+    )
+    parser.add_argument("--scale", metavar="SCALE", help="small (default), medium or full, for suites that have scales")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rdo_harness.progress import ProgressDisplay
+    from rdo_harness.run import current_rows, rows_path, run
+    from rdo_harness.suite import load_suite
+
+    full = load_suite(arguments.suite, arguments.scale)
+    methods = None if arguments.methods is None else [name.strip() for name in arguments.methods.split(",")]
+    suite = full.restricted(methods, arguments.seeds)
+    console = Console()
+    console.print(f"[bold]{suite.name}[/bold]: {suite.description}")
+    try:
+        with _workers(arguments) as workers, ProgressDisplay(console, arguments.jobs) as display:
+            rows = run(suite, arguments.out, display, workers)
+    except KeyboardInterrupt:
+        kept = len(current_rows(suite, arguments.out))
+        print(
+            f"rdo: interrupted; {kept} finished points are kept in {rows_path(arguments.out, suite)}; "
+            "the same command continues",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    _write_report(console, rows, arguments.out, suite)
+    failed = sum("error" in row for row in rows)
+    if failed:
+        print(f"rdo: error: {failed} operating points failed; the same command tries them again", file=sys.stderr)
+    return FAILED if failed else DONE
+
+
+def _workers(arguments: argparse.Namespace) -> AbstractContextManager[Workers | None]:
+    from rdo_harness.run import work_path
+    from rdo_harness.workers import ProcessWorkers, cluster_workers
+
+    if arguments.submit is None:
+        if arguments.submit_options:
+            raise ConfigError("--submit-options needs --submit")
+        return nullcontext() if arguments.jobs == 1 else ProcessWorkers(arguments.jobs)
+    options: dict[str, Any] = {}
+    for option in filter(None, arguments.submit_options.split(",")):
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ConfigError(f"--submit-options: {option!r} is not of the form name=value")
+        options[key] = int(value) if value.isdecimal() else value
+    folder = work_path(arguments.out) / arguments.submit
+    return nullcontext(cluster_workers(arguments.submit, folder, arguments.jobs, options))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rdo_harness.cells import cells
+    from rdo_harness.results import read_rows
+    from rdo_harness.run import rows_path
+    from rdo_harness.suite import load_suite
+
+    suite = load_suite(arguments.suite, arguments.scale)
+    found = read_rows(rows_path(arguments.out, suite))
+    seeds = max((row["seed"] + 1 for row in found), default=1)
+    keys = {cell.key for cell in cells(suite.restricted(None, max(seeds, len(suite.seeds))))}
+    rows = list({row["key"]: row for row in found if row["key"] in keys}.values())
+    if not rows:
+        raise ConfigError(
+            f"no rows of suite {suite.name!r} in {rows_path(arguments.out, suite)}; first: rdo run {arguments.suite}"
+        )
+    _write_report(Console(), rows, arguments.out, suite)
+    return DONE
+
+
+def _write_report(console: Console, rows: list[dict[str, object]], out: Path, suite: Suite) -> None:
+    from rdo_harness.report import build
+
+    built = build(rows, out, suite.name)
+    built.print_summary(console)
