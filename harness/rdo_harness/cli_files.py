@@ -194,8 +194,8 @@ def _decompress(arguments: argparse.Namespace) -> int:
     source, out, dtype = arguments.source, arguments.out, _dtype(arguments.dtype)
     check_output(source, out, arguments.force)
     started = time.perf_counter()
-    with open_compressed(compressed_file(source)) as compressed:
-        compressed.check_output(dtype, arguments.max_output_bytes)
+    with open_compressed(compressed_file(source), max_output_bytes=arguments.max_output_bytes) as compressed:
+        compressed.check_output(dtype)
         file = write_model(source, out, PLAIN, lambda path: compressed.write_plain(path, dtype))
     size, seconds = file.stat().st_size, time.perf_counter() - started
     if arguments.json:

@@ -158,7 +158,6 @@ def _matrices(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
     if _is_compressed(path):
         with open_compressed(compressed_file(path)) as file:
-            file.check_output(None, None)
             for name, record in file.records.items():
                 if record.kind != "raw":
                     yield name, file.tensor(name)

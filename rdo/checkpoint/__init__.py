@@ -1,14 +1,8 @@
 """Compressed checkpoints: safetensors files whose tensors are bitstreams; docs/format.md describes the format."""
 
 from rdo.checkpoint.info import CheckpointInfo, TensorInfo
-from rdo.checkpoint.reader import (
-    CompressedFile,
-    default_output_limit,
-    inspect_compressed,
-    load_compressed,
-    load_quantized,
-    open_compressed,
-)
+from rdo.checkpoint.opened import CompressedFile, default_output_limit
+from rdo.checkpoint.reader import inspect_compressed, load_compressed, load_quantized, open_compressed
 from rdo.checkpoint.verify import Verification, verify_compressed
 from rdo.checkpoint.writer import is_compressible, save_compressed
 

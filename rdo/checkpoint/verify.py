@@ -46,8 +46,8 @@ def verify_compressed(
         CorruptCheckpointError: the header is damaged, so that nothing can be said about the tensors.
         CheckpointError, ConfigError, OSError: as :func:`rdo.load_compressed`.
     """
-    with open_compressed(path) as file:
-        file.check_output(None, max_output_bytes)
+    with open_compressed(path, max_output_bytes=max_output_bytes) as file:
+        file.check_output()
 
         def check(name: str) -> str | None:
             try:

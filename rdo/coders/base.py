@@ -5,13 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rdo.errors import CoderError, ConfigError
 from rdo.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdo_kernels.streams import Stream as KernelStream
 
 Bytes = NDArray[np.uint8]
 Symbols = NDArray[np.int32]
@@ -57,6 +62,19 @@ class SegmentDecoder(Protocol):
 
         Raises:
             CoderError: a segment is malformed, truncated, too long, or does not hold its symbols.
+        """
+
+
+@runtime_checkable
+class KernelDecoder(SegmentDecoder, Protocol):
+    """A decoder whose streams :mod:`rdo_kernels.decode` can decode, too: on a GPU, straight into weights."""
+
+    def kernel_stream(self, payload: Tensor, offsets: NDArray[np.int64]) -> KernelStream:
+        """All segments of a stream, as the kernels take them.
+
+        Args:
+            payload: uint8 [bytes], on the device that is to decode it. Nothing in it is trusted.
+            offsets: where each segment begins, and last where it ends: int64 [segments + 1].
         """
 
 

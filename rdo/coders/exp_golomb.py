@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ from rdo.coders.base import CODERS, MAX_SYMBOL, Bitstream, Bytes, EntropyCoder, 
 from rdo.coders.segments import Layout, OneByOne, Places, join, read_lanes
 from rdo.coders.varint import Reader, Writer
 from rdo.errors import CoderError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rdo_kernels.streams import ExpGolombStream
 
 MAX_K = 15
 _SEGMENT_SIZE_LOG2 = 18
@@ -135,6 +140,12 @@ class _Decoder(OneByOne):
         numbers = out.view(np.uint32)
         _decode_numbers(data, self.lanes, self.k, numbers)
         out[:] = symbols_of(numbers, self.ranked)
+
+    def kernel_stream(self, payload: Tensor, offsets: NDArray[np.int64]) -> ExpGolombStream:
+        """The stream as :mod:`rdo_kernels.decode` takes it."""
+        from rdo_kernels.streams import ExpGolombStream
+
+        return ExpGolombStream(payload, offsets, 1 << self.segment_log2, self.lanes, self.k, self.ranked)
 
 
 def ranked_symbols(table: Reader) -> Symbols:

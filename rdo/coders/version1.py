@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from rdo.coders.base import Bytes, EntropyCoder, SegmentDecoder, Symbols
 from rdo.coders.exp_golomb import MAX_K, ExpGolomb, ranked_symbols, symbols_of
 from rdo.coders.fixed_length import FixedLength
-from rdo.coders.rans import ESCAPE, RANS, Single
+from rdo.coders.rans import RANS
+from rdo.coders.rans_decoder import ESCAPE, Single
 from rdo.coders.rans_model import PRECISIONS
 from rdo.coders.rans_table import read_explicit
 from rdo.coders.segments import WHOLE, Stream

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rdo.coders.base import Bytes, EntropyCoder, SegmentDecoder
 from rdo.coders.exp_golomb import ExpGolomb
-from rdo.coders.rans import RANS, Single, Table
+from rdo.coders.rans import RANS
+from rdo.coders.rans_decoder import Single, Table
 from rdo.coders.rans_table import read_explicit
 from rdo.coders.segments import SIZES_LOG2, WHOLE, Segments, Stream
 from rdo.coders.varint import Reader

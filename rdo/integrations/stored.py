@@ -1,11 +1,13 @@
-"""Tensors of a compressed checkpoint that are decoded when they are used, one at a time."""
+"""Tensors of a compressed checkpoint that are decoded when they are used, where they are used."""
 
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -13,6 +15,32 @@ from torch import Tensor
 
 from rdo.checkpoint import CompressedFile, open_compressed
 from rdo.checkpoint.container import CODES
+from rdo.checkpoint.on_device import batches, decodes_on, tensors_on
+
+CPU = torch.device("cpu")
+
+
+class StoredFile:
+    """An open compressed checkpoint. A GPU decodes neighbours together, so some of them before they are asked for."""
+
+    def __init__(self, file: CompressedFile) -> None:
+        self.file = file
+        self._lock = threading.Lock()
+        self._ahead: dict[str, Tensor] = {}
+        self._left = set(file.sizes)
+
+    def tensor(self, name: str, device: torch.device) -> Tensor:
+        """One stored tensor in the data type that was saved, its memory its own; on ``device`` or, sooner, another."""
+        if not decodes_on(device):
+            return self.file.tensor(name, device=device)
+        with self._lock:
+            if name not in self._ahead:
+                self._left.add(name)
+                following = dropwhile(lambda other: other != name, self.file.sizes)
+                together = next(batches({other: self.file.sizes[other] for other in following if other in self._left}))
+                self._left -= set(together)
+                self._ahead |= tensors_on(self.file, together, None, device)
+            return self._ahead.pop(name)
 
 
 @dataclass(frozen=True)
@@ -20,19 +48,19 @@ class StoredTensor:
     """A tensor in an open compressed checkpoint, which loaders may take for a slice of safetensors or for a tensor.
 
     Attributes:
-        name: one of ``file.records``.
+        name: one of ``source.file.records``.
     """
 
-    file: CompressedFile
+    source: StoredFile
     name: str
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size(self.file.records[self.name].size)
+        return torch.Size(self.source.file.records[self.name].size)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.file.records[self.name].group.dtype
+        return self.source.file.records[self.name].group.dtype
 
     def get_shape(self) -> list[int]:
         """The size, as a slice of safetensors gives it."""
@@ -51,11 +79,16 @@ class StoredTensor:
         Raises:
             CorruptCheckpointError: the tensor is damaged.
         """
-        return self.file.tensor(self.name)[index]
+        return self.source.tensor(self.name, CPU)[index]
 
     def to(self, *args: Any, **options: Any) -> Tensor:
         """Decode, then :meth:`torch.Tensor.to`."""
         return self[...].to(*args, **options)
+
+    def on(self, device: torch.device | str | int | None, dtype: torch.dtype | None) -> Tensor:
+        """Decode on a device, default the CPU, then convert to a data type, default the one that was saved."""
+        where = CPU if device is None else torch.device(device)
+        return self.source.tensor(self.name, where).to(device=where, dtype=dtype)
 
     def on_meta(self) -> Tensor:
         """A tensor of the same size and data type that holds nothing."""
@@ -72,7 +105,8 @@ def stored_tensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     """
     with ExitStack() as stack:
         file = stack.enter_context(open_compressed(path))
-        file.check_output(None, None)
-        tensors = {name: StoredTensor(file, owner) for name, owner in file.owners.items()}
-        weakref.finalize(file, stack.pop_all().close)
+        file.check_output()
+        source = StoredFile(file)
+        tensors = {name: StoredTensor(source, owner) for name, owner in file.owners.items()}
+        weakref.finalize(source, stack.pop_all().close)
     return tensors

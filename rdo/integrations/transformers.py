@@ -136,6 +136,20 @@ def _load_weights(load: Callable[..., Any]) -> Callable[..., Any]:
     return extended
 
 
+def _decode_there(materialize: Callable[..., Any]) -> Callable[..., Any]:
+    """Decode on the device that a parameter belongs to, instead of on the CPU to copy it."""
+    parameters = inspect.signature(materialize)
+
+    @functools.wraps(materialize)
+    def extended(tensor: Any, *args: Any, **options: Any) -> Any:
+        if not isinstance(tensor, StoredTensor):
+            return materialize(tensor, *args, **options)
+        asked = parameters.bind(tensor, *args, **options).arguments
+        return tensor.on(asked.get("device"), asked.get("dtype"))
+
+    return extended
+
+
 def _save_plain(save: Callable[..., Any]) -> Callable[..., Any]:
     """Plain weights are not ours any more, so the configuration beside them says nothing of rdo."""
 
@@ -154,7 +168,7 @@ def _save_plain(save: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _extend() -> None:
-    """Put the three functions into transformers.
+    """Put the functions into transformers.
 
     Raises:
         IntegrationError: this version of transformers does not have what they extend.
@@ -172,6 +186,9 @@ def _extend() -> None:
             )
     for owner, name, _, extend in extensions:
         setattr(owner, name, extend(getattr(owner, name)))
+    loading: Any = getattr(transformers, "core_model_loading", None)
+    if hasattr(loading, "_materialize_copy"):  # not in transformers 4, where all is decoded on the CPU
+        loading._materialize_copy = _decode_there(loading._materialize_copy)
 
 
 _extend()

@@ -103,8 +103,7 @@ class Files(Damage):
             for name, tensor in expected.items():
                 assert same(loaded[name], tensor), name
         try:
-            with open_compressed(self._path) as file:
-                file.check_output(None, LIMIT)
+            with open_compressed(self._path, max_output_bytes=LIMIT) as file:
                 for name, record in file.records.items():
                     file.check(name)
                     if record.size and record.size[0]:

@@ -13,7 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rdo.checkpoint import default_output_limit, inspect_compressed, load_compressed, save_compressed
+from rdo.checkpoint import (
+    default_output_limit,
+    inspect_compressed,
+    load_compressed,
+    save_compressed,
+)
 from rdo.coders import CODERS
 from rdo.errors import CheckpointError, ConfigError, CorruptCheckpointError, UnsupportedVersionError
 from rdo.quantizers import RelativeQuantizer

@@ -194,8 +194,10 @@ def test_of_several_coders_each_tensor_gets_the_smallest(tmp_path: Path) -> None
         "even": torch.randint(-8, 8, (64, 64), generator=generator).float(),
         "skewed": torch.randn(300, 300, generator=generator) ** 5,
         "few": torch.tensor([[1.0, 2.0, 2.0]]),
+        "rows": torch.randn(300, 300, generator=generator) * torch.linspace(0.1, 9, 300)[:, None],
+        "shuffled": torch.randn(64, 100, generator=generator),
     }
-    names, alone = ["fixed_length", "huffman", "rans"], {}
+    names, alone = ["fixed_length", "huffman", "rans", "context"], {}
     for name in names:
         info = save_compressed(state, tmp_path / name, quantizer=UniformQuantizer(1.0), coder=name)
         alone[name] = {tensor.name: tensor.stored_bytes for tensor in info.tensors}
@@ -204,7 +206,14 @@ def test_of_several_coders_each_tensor_gets_the_smallest(tmp_path: Path) -> None
         assert tensor.stored_bytes == min(alone[name][tensor.name] for name in names)
         assert tensor.coder is not None
         assert alone[coder_from_config(tensor.coder).name][tensor.name] == tensor.stored_bytes
-    assert len({str(tensor.coder) for tensor in info.tensors}) > 1
+    chosen = {tensor.name: (tensor.coder or {})["name"] for tensor in info.tensors}
+    assert chosen == {
+        "even": "fixed_length",
+        "skewed": "rans",
+        "few": "fixed_length",
+        "rows": "context",
+        "shuffled": "rans",
+    }
     with pytest.raises(ConfigError, match="no coder"):
         save_compressed(state, tmp_path / "x", coder=[])
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from rdo.checkpoint import load_compressed, save_compressed
+from rdo.checkpoint import CompressedFile, load_compressed, open_compressed, save_compressed
 from rdo.coders.varint import Writer
 from rdo.errors import CheckpointError
 from tests.fuzz.forge import Forgery
+from tests.sealing import forged
 
 HOSTILE_BYTES = 64
 """Of memory that a reader may take for a byte of a file, and"""
@@ -100,3 +101,33 @@ def test_hostile_files_are_refused_and_take_little_memory(tmp_path: Path) -> Non
         str(refused.value).encode()
         assert peak < HOSTILE_BYTES * len(content) + HOSTILE_CONSTANT, what
         assert seconds < 1, what
+
+
+def test_an_open_file_is_limited_whatever_is_read_of_it(tmp_path: Path) -> None:
+    """Without a word from the caller, too: 2^29 zeros take some bytes."""
+
+    def huge(header: dict[str, Any], manifest: dict[str, Any]) -> None:
+        manifest["tensors"]["w"][1], manifest["tensors"]["w"][4] = [2**29], 30
+
+    save_compressed({"w": torch.zeros(1000, 100)}, tmp_path / "w")
+    path = forged(tmp_path / "w", huge)
+    reads: list[Callable[[CompressedFile], object]] = [
+        lambda file: file.tensor("w"),
+        lambda file: file.tensor("w", device="meta"),
+        lambda file: file.rows("w", 0, 1),
+        lambda file: file.quantized("w"),
+        lambda file: file.check("w"),
+        lambda file: file.write_plain(tmp_path / "plain"),
+    ]
+    for read in reads:
+        with open_compressed(path) as file, pytest.raises(CheckpointError, match="limit on memory"):
+            read(file)
+    assert not (tmp_path / "plain").exists()
+    with open_compressed(path) as file, pytest.raises(CheckpointError, match="limit"):
+        file.tensor("w", torch.float64)
+    with open_compressed(tmp_path / "w", max_output_bytes=400_000) as file:
+        assert file.rows("w", 0, 1).shape == (1, 100)
+        with pytest.raises(CheckpointError, match="limit"):
+            file.rows("w", 0, 1, torch.float64)
+    with open_compressed(path, max_output_bytes=2**31) as file:
+        file.check_output()
