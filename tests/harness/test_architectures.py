@@ -15,7 +15,7 @@ from rdo_harness.architectures.minilm import MiniLM
 from rdo_harness.registries import ARCHITECTURES, TASKS
 
 TREC, BYTES = TASKS.get("trec")(), TASKS.get("wikitext2-bytes")()
-CAUSAL = ["gpt-small", "llama-small"]
+CAUSAL = ["gpt-small", "llama-small", "gemma-small", "deepseek-small"]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -51,9 +51,22 @@ def test_matrices_are_compressible_and_norms_and_biases_are_not(name: str) -> No
     model = architecture.build(0, BYTES)
     taken = {key for key, p in model.named_parameters() if architecture.compressible(key, p)}
     left = {key for key, _ in model.named_parameters()} - taken
-    assert all(key.endswith("weight") for key in taken)
+    assert all(key.endswith("weight") or ".experts." in key for key in taken)
     assert any("emb" in key or "wte" in key for key in taken)
     assert all("norm" in key or "ln_" in key or key.endswith("bias") for key in left)
+
+
+def test_small_architectures_are_what_their_names_say() -> None:
+    """DeepSeek has experts, packed into three axes, and latent attention; GPT and Gemma tie the output layer."""
+    parameters = {name: dict(ARCHITECTURES.get(name)().build(0, BYTES).named_parameters()) for name in CAUSAL}
+    deepseek = parameters["deepseek-small"]
+    packed = {name: tuple(p.shape) for name, p in deepseek.items() if p.ndim == 3}
+    assert packed["model.layers.1.mlp.experts.gate_up_proj"] == (8, 256, 192)
+    assert len(packed) == 4, "the first layer is dense"
+    assert deepseek["model.layers.0.self_attn.kv_a_proj_with_mqa.weight"].shape == (64 + 16, 192)
+    for name, tied in (("gpt-small", True), ("llama-small", False), ("gemma-small", True), ("deepseek-small", False)):
+        assert ("lm_head.weight" not in parameters[name]) == tied
+        assert all(0.02 < float(p.detach().std()) < 0.12 for p in parameters[name].values() if p.ndim > 1), name
 
 
 def test_bytes_are_tokens() -> None:
