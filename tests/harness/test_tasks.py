@@ -14,7 +14,8 @@ from rdo.errors import ConfigError, DataError
 from rdo_harness import data
 from rdo_harness.registries import ARCHITECTURES
 from rdo_harness.tasks import trec, wikitext2
-from rdo_harness.tasks.trec import LABELS, PreparedClassification, Question, Trec, split_of, split_questions
+from rdo_harness.tasks.classification import Example, PreparedClassification, split_by_text, split_of
+from rdo_harness.tasks.trec import LABELS, Trec
 from rdo_harness.tasks.wikitext2 import PreparedBytes, WikiText2Bytes
 
 
@@ -39,8 +40,8 @@ class MeanOfTokens(torch.nn.Module):
         return SimpleNamespace(logits=mean.unsqueeze(1) * self.weight)
 
 
-def questions(count: int = 103) -> list[Question]:
-    return [Question(" ".join(["w" * (1 + i % 5)] * (1 + i % 7)) + f" {'x' * i}", i % 6) for i in range(count)]
+def questions(count: int = 103) -> list[Example]:
+    return [Example(" ".join(["w" * (1 + i % 5)] * (1 + i % 7)) + f" {'x' * i}", i % 6) for i in range(count)]
 
 
 def prepared(count: int = 103) -> PreparedClassification:
@@ -50,9 +51,9 @@ def prepared(count: int = 103) -> PreparedClassification:
 
 
 def test_copies_stay_in_one_split_and_contradictions_leave() -> None:
-    rows = [Question("Who  was it?", 3), Question("who was IT?", 3), Question("What?", 0), Question("what?", 1)]
-    rows += [Question(f"Question {i}?", i % 6) for i in range(2000)]
-    splits = split_questions(rows)
+    rows = [Example("Who  was it?", 3), Example("who was IT?", 3), Example("What?", 0), Example("what?", 1)]
+    rows += [Example(f"Question {i}?", i % 6) for i in range(2000)]
+    splits = split_by_text(rows)
     texts = [question.text for split in splits.values() for question in split]
     assert len(texts) == len(set(texts)) == 2001
     assert "Who  was it?" in texts
@@ -60,7 +61,7 @@ def test_copies_stay_in_one_split_and_contradictions_leave() -> None:
     assert split_of("Who  was it?") == split_of("who was it?")
     shares = {name: len(split) / 2001 for name, split in splits.items()}
     assert shares == pytest.approx({"train": 0.7, "validation": 0.1, "test": 0.2}, abs=0.03)
-    assert split_questions(rows[:10])["train"] == [q for q in splits["train"] if q in rows[:10]], "more rows move none"
+    assert split_by_text(rows[:10])["train"] == [q for q in splits["train"] if q in rows[:10]], "more rows move none"
 
 
 def test_an_epoch_shows_each_question_once() -> None:
@@ -119,9 +120,9 @@ def test_questions_from_the_hub_are_read_and_checked(tmp_path: Any, monkeypatch:
     (tmp_path / "TREC_10.label").write_bytes(b"LOC:other Where ?\n")
     monkeypatch.setattr(data, "hub_file", lambda repository, filename: tmp_path / filename)
     assert trec._rows_from_hub() == [
-        Question("Who was it ?", LABELS.index("HUM")),
-        Question("When did   end ?", LABELS.index("NUM")),
-        Question("Where ?", LABELS.index("LOC")),
+        Example("Who was it ?", LABELS.index("HUM")),
+        Example("When did   end ?", LABELS.index("NUM")),
+        Example("Where ?", LABELS.index("LOC")),
     ]
     trec.load_splits.cache_clear()
     with pytest.raises(DataError, match="the TREC questions from hub has SHA-256"):
