@@ -28,11 +28,32 @@ def test_every_built_in_suite_loads() -> None:
     assert {"quickstart", "classification", "language-model"} <= set(suite_names())
     for name in suite_names():
         suite = load_suite(name)
+        if name.startswith("paper-"):
+            assert suite.name == f"{name}-small"
+            continue
         assert suite.name == name
         labels = {method.name for part in suite.parts for method in part.methods}
         assert {"rtn", "pruning", "backslash", "lp"} <= labels
         regularisers = {method.p for part in suite.parts for method in part.methods if method.name == "lp"}  # type: ignore[attr-defined]
         assert regularisers == {0.5, 1.0, 2.0}
+
+
+def test_scales_are_lists_of_parts(document: dict[str, Any]) -> None:
+    part = {key: document["suite"].pop(key) for key in ("task", "architectures")} | {"training": document["training"]}
+    other = {**part, "methods": [{"name": "rtn", "steps": ["2^-2"]}], "architectures": [{"name": "tiny-mlp"}]}
+    document["scale"] = {"small": [part], "full": [part, other]}
+    del document["training"]
+    small, full = (parse_suite(document, "my.toml", scale) for scale in (None, "full"))
+    assert (small.name, full.name) == ("tiny-small", "tiny-full")
+    assert small.parts == full.parts[:1]
+    assert [method.name for method in full.parts[1].methods] == ["rtn"]
+    with pytest.raises(ConfigError, match="no scale 'ful'; did you mean 'full'"):
+        parse_suite(document, "my.toml", "ful")
+    del other["training"]
+    with pytest.raises(ConfigError, match=r"my.toml: \[\[scale.full\]\] number 2: the key 'training' is missing"):
+        parse_suite(document, "my.toml", "full")
+    with pytest.raises(ConfigError, match="does not come in scales"):
+        load_suite("quickstart", "small")
 
 
 def test_points_of_a_suite(tiny_suite: Suite) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from rdo.errors import ConfigError
+from rdo_harness.architectures.base import Architecture
 from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.registries import METHODS
 
@@ -31,8 +33,7 @@ class MagnitudePruning(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.sparsities or not all(0.0 < sparsity < 1.0 for sparsity in self.sparsities):
-            raise ConfigError(f"sparsities must lie between 0 and 1, got {list(self.sparsities)}")
+        check_sparsities(self.sparsities)
         if self.scope not in ("tensor", "model"):
             raise ConfigError(f"scope must be 'tensor' or 'model', got {self.scope!r}")
 
@@ -47,10 +48,23 @@ class MagnitudePruning(Method):
         ]
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
-        weights = [p for name, p in model.named_parameters() if context.architecture.compressible(name, p)]
-        for group in [weights] if self.scope == "model" else [[weight] for weight in weights]:
-            prune_smallest(group, point.sparsity)
+        if self.scope == "model":
+            prune_smallest(_compressible(model, context.architecture), point.sparsity)
+        else:
+            prune_tensors(model, point.sparsity, context.architecture)
         return super().apply(model, point, context, path)
+
+
+def check_sparsities(sparsities: Sequence[float]) -> None:
+    """Raise :class:`~rdo.errors.ConfigError` unless there are some, each between 0 and 1."""
+    if not sparsities or not all(0.0 < sparsity < 1.0 for sparsity in sparsities):
+        raise ConfigError(f"sparsities must lie between 0 and 1, got {list(sparsities)}")
+
+
+def prune_tensors(model: nn.Module, sparsity: float, architecture: Architecture) -> None:
+    """Zero that share of the smallest weights of every compressible tensor, in place."""
+    for weight in _compressible(model, architecture):
+        prune_smallest([weight], sparsity)
 
 
 @torch.no_grad()
@@ -69,3 +83,7 @@ def prune_smallest(weights: list[nn.Parameter], sparsity: float) -> None:
     drop[ties[: count - int(drop.sum())]] = True
     for weight, part in zip(weights, drop.split([weight.numel() for weight in weights]), strict=True):
         weight.masked_fill_(part.view(weight.shape), 0.0)
+
+
+def _compressible(model: nn.Module, architecture: Architecture) -> list[nn.Parameter]:
+    return [p for name, p in model.named_parameters() if architecture.compressible(name, p)]
