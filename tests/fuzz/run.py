@@ -30,6 +30,9 @@ SECONDS = 1.0
 """Processor time that one input may take."""
 MEMORY_KIB = 128 << 10
 """By which one input may raise the resident memory of the process."""
+_LONG = 0.02
+"""Seconds by the clock after which an input is executed again for its processor time: to ask for that always would take
+longer than most executions."""
 _HANG_SECONDS = 30.0
 """Processor time without a new input, compiling included, before the child is killed."""
 _SHARED = 1 << 20
@@ -64,20 +67,32 @@ def target(name: str) -> Damage:
     return Files()
 
 
-def verdict(damage: Damage, data: bytes) -> tuple[str | None, bool, float, int]:
-    """What is wrong with an execution, if anything; whether the input was read; seconds; growth of memory in KiB."""
-    memory, begin, what, accepted = _peak(), time.thread_time(), None, False
-    try:
-        accepted = damage.execute(data)
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {str(error)[:80]}"
-    seconds, growth = time.thread_time() - begin, _peak() - memory
+def verdict(damage: Damage, data: bytes, peak: int) -> tuple[str | None, bool, float, int]:
+    """What is wrong with an execution, if anything; whether the input was read; seconds; growth of memory in KiB.
+
+    ``peak`` is the memory that the process has had at most, in KiB.
+    """
+    begin = time.perf_counter()
+    what, accepted = _executed(damage, data)
+    seconds, growth = time.perf_counter() - begin, _peak() - peak
+    if seconds > _LONG:  # others may have had the processor
+        begin = time.thread_time()
+        _executed(damage, data)
+        seconds = time.thread_time() - begin
     if what is None and seconds > SECONDS:
         what = "slow"
     if what is None and growth > MEMORY_KIB:
         what = "memory"
     return what, accepted, seconds, growth
+
+
+def _executed(damage: Damage, data: bytes) -> tuple[str | None, bool]:
+    """The exception that should not be, if there is one, and whether the input was read."""
+    try:
+        return None, damage.execute(data)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {str(error)[:80]}", False
 
 
 def fuzz(name: str, executions: int, seed: int, seconds: float, shared: mmap.mmap | None = None) -> Findings:
@@ -86,7 +101,7 @@ def fuzz(name: str, executions: int, seed: int, seconds: float, shared: mmap.mma
     seeds = damage.seeds()
     for data in seeds:  # compiles the loops, and warms up memory
         damage.execute(data)
-    end = time.monotonic() + seconds
+    end, peak = time.monotonic() + seconds, _peak()
     for number in range(executions):
         if not number & 63 and time.monotonic() > end:
             break
@@ -94,7 +109,8 @@ def fuzz(name: str, executions: int, seed: int, seconds: float, shared: mmap.mma
         if shared is not None:
             shared[_HEAD.size : _HEAD.size + len(data)] = data
             shared[: _HEAD.size] = _HEAD.pack(number + 1, len(data))
-        what, accepted, took, growth = verdict(damage, data)
+        what, accepted, took, growth = verdict(damage, data, peak)
+        peak += growth
         findings.executions += 1
         findings.accepted += accepted
         findings.slowest_seconds = max(findings.slowest_seconds, took)
@@ -188,7 +204,7 @@ def smaller(damage: Damage, what: str, data: bytes) -> bytes:
         at = 0
         while at < len(data):
             shorter = data[:at] + data[at + length :]
-            if verdict(damage, shorter)[0] == what:
+            if verdict(damage, shorter, _peak())[0] == what:
                 data = shorter
             else:
                 at += length
