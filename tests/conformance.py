@@ -24,6 +24,7 @@ from rdo_harness.methods.base import Method
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "generalized_gaussian": [{"eps": 1.0}, {"eps": 1e-4}],
     "lp": [{"p": 0.5}, {"p": 2.0, "eps": 1.0}],
+    "pareto": [{"tail": 3.0}],
     "exp_golomb": [{"k": None}, {"k": 3, "mapping": "zigzag"}],
 }
 
@@ -117,7 +118,7 @@ def check_cdf(model: EntropyModel) -> None:
 
 
 def check_interval_bits(model: EntropyModel) -> None:
-    """Code lengths are a probability law over all integers, symmetric, never negative, finite however far."""
+    """Code lengths are the probabilities of the cells, symmetric, never negative, finite however far."""
     theta = fitted(model, weights())
     for step in (2.0**-8, 0.04, 10.0):
         reach = 1 + round(60 / step)
@@ -125,7 +126,9 @@ def check_interval_bits(model: EntropyModel) -> None:
         bits = model.interval_bits(symbols, step, theta)
         assert bits.dtype == torch.float64
         assert float(bits.min()) >= 0.0
-        assert abs(float(torch.exp2(-bits).sum()) - 1.0) < 1e-9
+        end = torch.tensor((reach + 0.5) * step, dtype=torch.float64)
+        inside = float(model.cdf(end, theta) - model.cdf(-end, theta))  # of a heavy tail some is beyond
+        assert abs(float(torch.exp2(-bits).sum()) - inside) < 1e-9
         assert torch.equal(bits, bits.flip(0))
         assert bool((bits[reach:].diff() > -1e-6).all())
     assert bool(model.interval_bits(torch.tensor([2**30, -(2**30)], dtype=torch.int32), 1e30, theta).isfinite().all())
@@ -199,20 +202,28 @@ def check_coder(coder: EntropyCoder, symbols: np.ndarray[Any, np.dtype[np.int32]
 
 
 def check_method(method_type: type[Method]) -> None:
-    """Every option but the lambdas and steps has a default, the label is the name, and points are distinct."""
-    required: dict[str, Any] = {"lams": (0.1, 1.0)} if any(f.name == "lams" for f in fields(method_type)) else {}
-    method = method_type(steps=("2^-6", "2^-4"), **required)
+    """Every option but lambdas, sizes and steps has a default, the label is the name, and points are distinct."""
+    names = {field.name for field in fields(method_type)}
+    sized = "bits" in names
+    required: dict[str, Any] = {"bits": (1.5, 3.0)} if sized else {"lams": (0.1, 1.0)} if "lams" in names else {}
+    steps: dict[str, Any] = {} if sized else {"steps": ("2^-6", "2^-4")}
+    method = method_type(**steps, **required)
     assert method.label == method.name
-    assert method_type(label="another", steps=(0.1,), **required).label == "another"
+    assert method_type(label="another", **steps, **required).label == "another"
     assert method_type.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert json.loads(json.dumps(method.config())) == method.config()
     points = method.points()
     assert len(points) >= 2
     assert all(point not in points[:index] for index, point in enumerate(points))
-    assert {point.quantizer.config()["step"] for point in points} == {2.0**-6, 2.0**-4}
     assert all(point.describe() for point in points)
-    with pytest.raises(ValueError, match="at least one quantisation step"):
-        method_type(**required)
+    if sized:
+        assert {point.rate.bits for point in points if point.rate is not None} == {1.5, 3.0}
+        with pytest.raises(ValueError, match="at least one size"):
+            method_type()
+    else:
+        assert {point.config()["quantizer"]["step"] for point in points} == {2.0**-6, 2.0**-4}
+        with pytest.raises(ValueError, match="at least one quantisation step"):
+            method_type(**required)
 
 
 ENTROPY_MODEL_CHECKS = (

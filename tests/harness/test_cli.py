@@ -20,7 +20,7 @@ def test_list_names_what_is_registered(capsys: pytest.CaptureFixture[str]) -> No
         "tasks": {"trec", "wikitext2-bytes"},
         "architectures": {"minilm", "gpt-small", "llama-small"},
         "coders": {"fixed_length", "exp_golomb", "huffman", "rans"},
-        "entropy-models": {"generalized_gaussian", "laplace", "gaussian", "lp"},
+        "entropy-models": {"generalized_gaussian", "laplace", "gaussian", "lp", "pareto"},
     }
     for what, names in expected.items():
         assert cli.main(["list", what, "--json"]) == 0

@@ -17,9 +17,10 @@ from torch import Tensor
 
 import rdo_kernels
 from rdo.entropy.gaussian import Gaussian
-from rdo.entropy.generalized_gaussian import GeneralizedGaussian
+from rdo.entropy.generalized_gaussian import POWER, GeneralizedGaussian
 from rdo.entropy.laplace import Laplace
 from rdo.entropy.lp import Lp
+from rdo.entropy.pareto import Pareto
 from rdo_kernels import Preconditioner
 from rdo_kernels.cpu import blocks, pool
 from tests.samples import DTYPES, SIZES, layouts, sample
@@ -38,6 +39,7 @@ FAMILIES = [
     (Lp(p=0.5), [0.02]),
     (Laplace(), [0.04]),
     (Gaussian(), [0.05]),
+    (Pareto(), [0.03]),
     (Unknown(p=0.5), [0.02]),
 ]
 FAMILY, THETA = FAMILIES[0][0], torch.tensor(FAMILIES[0][1], dtype=torch.float64)
@@ -97,7 +99,7 @@ def test_step_is_subtracted(family: object, theta: list[float], dtype: torch.dty
         expected = weight.double() - 1e-3 * family.slope(weight.double(), law(theta))
         rate = rdo_kernels.rate([weight], family, law(theta))
         bits, sums = rdo_kernels.subtract_rate_gradient([weight], family, law(theta), [1e-3])
-        backend = "compiled" if weight.dtype == torch.float32 and family.device_fn else "blocks"
+        backend = "compiled" if weight.dtype == torch.float32 and family.device_fn == POWER else "blocks"
         assert torch.equal(sums, rdo_kernels.moments([weight], backend=backend))
         torch.testing.assert_close(weight.double(), expected, rtol=EPSILON[dtype], atol=EPSILON[dtype])
         assert float(bits) == pytest.approx(float(rate), rel=1e-12)
@@ -118,7 +120,7 @@ def test_proximal_step(family: object, theta: list[float], dtype: torch.dtype, p
         expected = w.sign() * (w.abs() - shrink).clamp(min=0.0)
         rate = rdo_kernels.rate([weight], family, law(theta))
         bits, sums = rdo_kernels.proximal_step([weight], family, law(theta), [2e-4], preconditioner)
-        backend = "compiled" if weight.dtype == torch.float32 and family.device_fn else "blocks"
+        backend = "compiled" if weight.dtype == torch.float32 and family.device_fn == POWER else "blocks"
         assert torch.equal(sums, rdo_kernels.moments([weight], backend=backend))
         torch.testing.assert_close(weight.double(), expected, rtol=EPSILON[dtype], atol=EPSILON[dtype])
         assert bool((weight.double() * w >= 0).all()), "a weight crossed zero"
@@ -348,7 +350,7 @@ def test_peak_memory_of_a_large_model() -> None:
     pytest.importorskip("resource")
     script = """
 import resource, torch, rdo_kernels
-from rdo.entropy.generalized_gaussian import GeneralizedGaussian
+from rdo.entropy.generalized_gaussian import POWER, GeneralizedGaussian
 family, theta = GeneralizedGaussian(), torch.tensor([0.8, 0.03], dtype=torch.float64)
 def run(n):
     weight, gradient = torch.full((n,), 0.01), torch.full((n,), 0.01)

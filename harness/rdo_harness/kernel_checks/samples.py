@@ -13,6 +13,7 @@ from rdo.entropy.gaussian import Gaussian
 from rdo.entropy.generalized_gaussian import GeneralizedGaussian
 from rdo.entropy.laplace import Laplace
 from rdo.entropy.lp import Lp
+from rdo.entropy.pareto import Pareto
 
 Check = Callable[[torch.device, str | None], None]
 CHECKS: dict[str, Check] = {}
@@ -24,6 +25,7 @@ LAWS: list[tuple[EntropyModel, list[float]]] = [
     (Lp(p=0.5), [0.02]),
     (Laplace(), [0.04]),
     (Gaussian(), [0.05]),
+    (Pareto(), [0.03]),
 ]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 COUNTS = (0, 1, 2, 97, 1009, 65_536, 65_537, 140_003)
