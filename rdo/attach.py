@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,11 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from rdo.checkpoint import CheckpointInfo
 from rdo.constraint import RateConstraint
 from rdo.control import Schedule
 from rdo.entropy import EntropyModel
 from rdo.errors import ConfigError
+from rdo.optimizer_state import will_skip
+from rdo.quantizers import AllocatedQuantizer
 from rdo.rate_report import RateReport
+from rdo.target import DEFAULT_PRESSURE, SizeTarget
 
 Selection = Literal["matrices", "all"] | Callable[[str, Tensor], bool]
 
@@ -53,7 +59,7 @@ class StepAttachment(Attachment):
         super().__init__(constraint)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(lambda optimizer, *_: constraint.after_step(optimizer)),
+            optimizer.register_step_post_hook(lambda optimizer, *_: self._after_step(optimizer)),
         ]
 
     def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -67,6 +73,51 @@ class StepAttachment(Attachment):
                 'yourself and then optimizer.step(), or use apply="proximal"'
             )
         self.constraint.before_step(optimizer)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        self.constraint.after_step(optimizer)
+
+
+class TargetAttachment(StepAttachment):
+    """Trains to a size: between steps the model holds its weights as they will be coded, once these are rounded."""
+
+    def __init__(self, constraint: RateConstraint, target: SizeTarget, optimizer: Optimizer) -> None:
+        self.target = target
+        super().__init__(constraint, optimizer)
+
+    def rate(self) -> RateReport:
+        """As for every attachment, and the entropy of the weights as they were last rounded."""
+        return replace(super().rate(), entropy_bits_per_parameter=self.target.entropy_bits)
+
+    def quantizer(self) -> AllocatedQuantizer:
+        """The step of each tensor as it is now (see :meth:`rdo.target.SizeTarget.quantizer`)."""
+        return self.target.quantizer()
+
+    def land(self) -> None:
+        """Round the model such that its file has the size asked for (see :meth:`rdo.target.SizeTarget.land`)."""
+        self.target.land()
+
+    def save(self, path: str | os.PathLike[str]) -> CheckpointInfo:
+        """Write the compressed model, of the size asked for (see :meth:`rdo.target.SizeTarget.save`)."""
+        return self.target.save(path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to save beside the model's and the optimizer's; it holds tensors, the unrounded weights."""
+        return {**super().state_dict(), "target": self.target.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.target.load_state_dict(state["target"])
+
+    def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if not will_skip(optimizer):
+            self.target.before_step()
+        super()._before_step(optimizer, arguments, options)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        super()._after_step(optimizer)
+        if not will_skip(optimizer):
+            self.target.after_step()
 
 
 class BackwardAttachment(Attachment):
@@ -88,14 +139,21 @@ def attach(
     optimizer: Optimizer,
     model: nn.Module,
     *,
-    lam: float | Schedule | Tensor,
+    lam: float | Schedule | Tensor | None = None,
+    bits_per_parameter: float | None = None,
+    size_mb: float | None = None,
     parameters: Selection = "matrices",
-    entropy_model: EntropyModel | str = "generalized_gaussian",
+    entropy_model: EntropyModel | str | None = None,
     verbose: bool = True,
     in_backward: bool = False,
+    target_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Attachment:
-    """Constrain the rate of a model's weights in every later ``optimizer.step()``.
+    """Constrain the rate of a model's weights in every later ``optimizer.step()``: by its price, or by a size.
+
+    With ``lam`` training minimises loss + lam * rate (BackSlash). With ``bits_per_parameter`` or ``size_mb`` it
+    minimises the loss of a model whose file has that size (:class:`rdo.target.SizeTarget`): the loss sees quantised
+    weights, and the attachment's ``save`` writes the file.
 
     Works with gradient accumulation, clipping and ``torch.amp.GradScaler``: the term enters once per optimizer step,
     after unscaling and clipping, and not at all when the scaler skips the step.
@@ -104,17 +162,24 @@ def attach(
         optimizer: any torch optimizer over (some of) the model's parameters.
         model: gives the parameters their names.
         lam: loss per bit per parameter (or the paper's lambda with ``units="paper"``), or a schedule of it.
+        bits_per_parameter, size_mb: the size instead: of the whole file, over all stored parameters, or in 10^6 bytes.
         parameters: ``"matrices"`` covers trainable floating-point parameters of two or more axes, embeddings
             included; ``"all"`` covers every trainable parameter, as the authors' code does; or a function of name and
             parameter.
-        entropy_model: the law of the weights, or its registered name.
+        entropy_model: the law of the weights, or its registered name; by default the generalized Gaussian with lam, the
+            Pareto law with a size.
         verbose: print what is covered.
         in_backward: with ``apply="gradient"``, add the term to each gradient while the backward pass still runs, when
             it lies in the cache. Then it enters once per backward pass and before clipping, and not into gradients of
             parameters that the loss does not reach: for training without accumulation, clipping and loss scaling,
             where it gives the same bits as :class:`rdo.loss.RateTerm` without its memory.
+        target_options: with a size, ``pressure``, ``allocation``, ``start``, ``coder`` and ``raw_dtype`` of
+            :class:`rdo.target.SizeTarget`.
         options: ``apply``, ``units``, ``pooling``, ``scale_by_lr``, ``precondition``, ``fit_to`` of
             :class:`rdo.constraint.RateConstraint`.
+
+    Returns:
+        With a size a :class:`TargetAttachment`.
 
     Raises:
         ConfigError: nothing would be covered, or an option is wrong.
@@ -130,13 +195,29 @@ def attach(
             f"the rate constraint would cover nothing: of the model's {total} parameters, {len(trainable)} are "
             f"trainable and in the optimizer, and the selection {parameters!r} takes none of them"
         )
-    constraint = RateConstraint(chosen, entropy_model, lam=lam, **options)
+    sized = bits_per_parameter is not None or size_mb is not None
+    if sized == (lam is not None):
+        raise ConfigError("give either lam, or bits_per_parameter or size_mb; a size finds its own lambda")
+    if sized and in_backward:
+        raise ConfigError("in_backward=True goes with lam; a size needs the gradients of the whole step")
+    if not sized and target_options:
+        raise ConfigError("target_options go with bits_per_parameter or size_mb")
+    if lam is None:  # a tensor, which the target sets
+        pressure = float((target_options or {}).get("pressure", DEFAULT_PRESSURE))
+        lam = torch.zeros((), dtype=torch.float64, device=chosen[0][1].device) if pressure else 0.0
+        options = {"pooling": "tensor", **options}
+        entropy_model = entropy_model or "pareto"
+    constraint = RateConstraint(chosen, entropy_model or "generalized_gaussian", lam=lam, **options)
     constraint.warn_of_lost_steps()
     if in_backward and constraint.apply != "gradient":
         raise ConfigError(f'in_backward=True goes with apply="gradient", got {constraint.apply!r}')
     if verbose:
         print(describe(constraint, trainable))
-    return BackwardAttachment(constraint) if in_backward else StepAttachment(constraint, optimizer)
+    if not sized:
+        return BackwardAttachment(constraint) if in_backward else StepAttachment(constraint, optimizer)
+    sizes: dict[str, Any] = {"bits_per_parameter": bits_per_parameter, "size_mb": size_mb}
+    target = SizeTarget(model, constraint, **sizes, **(target_options or {}))
+    return TargetAttachment(constraint, target, optimizer)
 
 
 def describe(constraint: RateConstraint, trainable: Sequence[tuple[str, Tensor]]) -> str:

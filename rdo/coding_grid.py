@@ -1,0 +1,146 @@
+"""Training at the coding step: between optimizer steps the parameters hold what a decoder will give back.
+
+The loss and its gradient then are those of the coded weights, and the optimizer moves unrounded copies of them, the
+masters: the straight-through estimator (Bengio, Leonard and Courville, arXiv 1308.3432), without a change to the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+import rdo_kernels
+from rdo.errors import ConfigError
+from rdo.quantizers import AllocatedQuantizer
+
+_OCTAVES = 16
+"""How far below the scale that makes all weights zero one is looked for; symbols are counted up to 1023."""
+
+
+class CodingGrid:
+    """Parameters with one quantisation step each: a scale for all, times what each tensor has relative to the others.
+
+    Args:
+        names: of the parameters, as a state dict has them.
+        parameters: floating-point tensors of any size, all on one device.
+        relative: the steps of the tensors for scale 1, positive.
+    """
+
+    def __init__(self, names: Sequence[str], parameters: Sequence[Tensor], relative: Sequence[float]) -> None:
+        self.names, self.parameters = list(names), list(parameters)
+        self.count = sum(parameter.numel() for parameter in parameters)
+        device = parameters[0].device
+        self._relative = torch.tensor(list(relative), dtype=torch.float64, device=device)
+        self._octaves = torch.zeros((), dtype=torch.float64, device=device)
+        self._masters: list[Tensor] | None = None
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the parameters hold rounded weights now."""
+        return self._masters is not None
+
+    @property
+    def steps(self) -> Tensor:
+        """The step of each tensor, float32 [T]."""
+        return (self._relative * torch.exp2(self._octaves)).to(torch.float32)
+
+    @property
+    def masters(self) -> list[Tensor]:
+        """The unrounded weights, in the order of the parameters."""
+        return self.parameters if self._masters is None else self._masters
+
+    @torch.no_grad()
+    def round(self) -> Tensor:
+        """Keep the weights as masters and round the parameters; the order-0 entropy in bits per weight, float64 []."""
+        if self._masters is None:
+            self._masters = [parameter.detach().clone() for parameter in self.parameters]
+        steps = self.steps.unbind()
+        quantized = rdo_kernels.quantize(self._masters, steps)
+        for dtype in {parameter.dtype for parameter in self.parameters}:
+            rows = [row for row, parameter in enumerate(self.parameters) if parameter.dtype == dtype]
+            values = rdo_kernels.dequantize(
+                [quantized.symbols[row] for row in rows], [steps[row] for row in rows], dtype
+            )
+            torch._foreach_copy_([self.parameters[row] for row in rows], values)
+        assert quantized.counts is not None
+        return _entropy(quantized.counts) / self.count
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the parameters their unrounded weights back, for the optimizer to move."""
+        if self._masters is not None:
+            torch._foreach_copy_(self.parameters, self._masters)
+            self._masters = None
+
+    @torch.no_grad()
+    def entropy_bits(self) -> Tensor:
+        """Order-0 entropy of the masters at the steps, tensor by tensor, in bits per weight; float64 []."""
+        counts = rdo_kernels.quantize(self.masters, self.steps.unbind()).counts
+        assert counts is not None
+        return _entropy(counts) / self.count
+
+    def fit(self, bits: float) -> None:
+        """Scale all steps such that the masters have this entropy, to 1e-3 octaves, by bisection; waits for the device.
+
+        Raises:
+            ConfigError: no scale gives that.
+        """
+        largest = torch.stack([master.detach().abs().amax().to(torch.float64) for master in self.masters])
+        high = math.log2(max(float((largest / self._relative).max()), 1e-300)) + 2.0  # all weights are zero
+        low = high
+        while self._entropy_at(low) < bits:
+            low -= 1.0
+            if high - low > _OCTAVES:
+                raise ConfigError(f"no quantisation steps give the weights an entropy of {bits:g} bits; ask for less")
+        high = min(high, low + 1.0)
+        while high - low > 1e-3:
+            middle = (low + high) / 2
+            if self._entropy_at(middle) > bits:
+                low = middle
+            else:
+                high = middle
+        self._octaves.fill_(high)
+
+    def _entropy_at(self, octaves: float) -> float:
+        self._octaves.fill_(octaves)
+        return float(self.entropy_bits())
+
+    def move(self, octaves: Tensor | float) -> None:
+        """Multiply all steps by ``2^octaves``; takes effect when the parameters are rounded next."""
+        self._octaves += octaves
+
+    def quantizer(self, bits: float) -> AllocatedQuantizer:
+        """What gives the parameters' symbols back, and codes the masters as they are rounded now."""
+        steps = {name: float(step) for name, step in zip(self.names, self.steps.tolist(), strict=True)}
+        return AllocatedQuantizer(steps, bits, "sensitivity")
+
+    def state_dict(self) -> dict[str, object]:
+        """Relative steps, the scale, and the masters by name (tensors) while the parameters are rounded."""
+        masters = {} if self._masters is None else dict(zip(self.names, self._masters, strict=True))
+        return {"relative": self._relative.tolist(), "octaves": float(self._octaves), "masters": masters}
+
+    @torch.no_grad()
+    def load_masters(self, octaves: float, masters: Mapping[str, Tensor]) -> None:
+        """Go on from :meth:`state_dict`, given the grid was built with its relative steps.
+
+        Raises:
+            ConfigError: the masters are not those of these parameters.
+        """
+        if set(masters) not in (set(), set(self.names)):
+            raise ConfigError("cannot resume: the state has other weights than those that the size target covers")
+        self._octaves.fill_(octaves)
+        if masters:
+            self._masters = [
+                masters[name].to(parameter).reshape(parameter.shape).clone()
+                for name, parameter in zip(self.names, self.parameters, strict=True)
+            ]
+
+
+def _entropy(counts: Tensor) -> Tensor:
+    """Bits of the symbols counted in the rows of int64 [T, K], each row under its own ideal code; float64 []."""
+    values = counts.to(torch.float64)
+    totals = values.sum(1, keepdim=True)
+    return torch.xlogy(values, totals / values.clamp(min=1.0)).sum() / math.log(2)

@@ -1,0 +1,289 @@
+"""A training that ends at a size that was asked for: least loss subject to a coded size.
+
+From some step on the loss sees the weights as they will be coded (:class:`rdo.coding_grid.CodingGrid`).
+Two things follow the training so that this costs least:
+
+- The steps of the tensors relative to one another. A tensor whose weights have the mean squared gradient h loses about
+  h * step^2 / 24 a weight by rounding, and saves as many bits for each octave of its step as any other; so at a given
+  rate the loss is least where h * step^2 is the same for all: steps in proportion to 1 / sqrt(h). (The mean squared
+  gradient of a minibatch stands for the diagonal of the Fisher information, and that for the curvature.)
+- The scale of all steps, which after every optimizer step is moved towards the one at which the weights, as they are
+  then, take the bits that were asked for. While a rate term makes weights cheaper, steps become finer instead of files
+  smaller.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rdo.allocation import nearest_below
+from rdo.checkpoint import CheckpointInfo, save_compressed
+from rdo.checkpoint.writer import Coder
+from rdo.coding_grid import CodingGrid
+from rdo.constraint import RateConstraint
+from rdo.errors import ConfigError
+from rdo.pressure import Pressure, sum_of_squares
+from rdo.quantizers import AllocatedQuantizer
+
+MEASURED_STEPS = 20
+"""Optimizer steps over which squared gradients are averaged, just before the steps of the tensors are chosen."""
+Allocation = Literal["sensitivity", "scale", "equal"]
+DEFAULT_PRESSURE = 0.03
+"""Length of the rate's gradient relative to that of the loss."""
+_GAIN, _STRIDE = 0.3, 0.05
+"""Octaves that the scale moves for a bit of error, and at most, in one optimizer step."""
+_EVERY = 10
+"""Optimizer steps between two measurements of the gradients' length."""
+
+
+class SizeTarget:
+    """Keeps the coded size of some weights at a target while an optimizer trains them.
+
+    Call :meth:`before_step` and :meth:`after_step` around each optimizer step, or let :func:`rdo.attach` do it. Between
+    steps the model then holds rounded weights: what is evaluated is what will be decoded.
+
+    Args:
+        model: whose file is to have the size; its parameters are on one device and not sharded.
+        constraint: the weights that are coded, and the rate term that acts on them. A lambda that is a tensor follows
+            the gradients (:class:`rdo.pressure.Pressure`).
+        bits_per_parameter: ``8 * file_bytes / parameters``, the whole file over all stored parameters.
+        size_mb: instead of that, the file's size in units of 10^6 bytes.
+        pressure: length of the rate's gradient relative to that of the loss; 0 for no rate term.
+        allocation: steps of the tensors relative to one another: ``"sensitivity"`` as above, ``"scale"`` in proportion
+            to the root mean square of their weights, ``"equal"`` one step for all.
+        start: optimizer steps before the loss sees rounded weights; :data:`MEASURED_STEPS` at least.
+        coder, raw_dtype: as for ``save_compressed``; what the size is counted with.
+
+    Raises:
+        ConfigError: not exactly one size was given, or one that cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        constraint: RateConstraint,
+        *,
+        bits_per_parameter: float | None = None,
+        size_mb: float | None = None,
+        pressure: float = DEFAULT_PRESSURE,
+        allocation: Allocation = "sensitivity",
+        start: int = 0,
+        coder: Coder | Sequence[Coder] = "rans",
+        raw_dtype: torch.dtype | None = None,
+    ) -> None:
+        if (bits_per_parameter is None) == (size_mb is None):
+            raise ConfigError("give either bits_per_parameter or size_mb")
+        asked = bits_per_parameter if bits_per_parameter is not None else size_mb
+        if not 0.0 < float(asked or 0.0) < math.inf:
+            raise ConfigError(f"a size must be a positive number, got {asked}")
+        if not 0.0 <= pressure < math.inf:
+            raise ConfigError(f"pressure must be a number of 0 or more, got {pressure}")
+        if allocation not in get_args(Allocation):
+            raise ConfigError(f"allocation must be one of {', '.join(get_args(Allocation))}; got {allocation!r}")
+        self._model, self._constraint, self._allocation = model, constraint, allocation
+        self._coder, self._raw_dtype = coder, raw_dtype
+        self._stored = {parameter.data_ptr() for parameter in constraint.parameters}
+        distinct = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values() if tensor.numel()}
+        self.parameters: int = sum(distinct.values())
+        self.budget_bytes: float = (
+            1e6 * size_mb if size_mb is not None else (bits_per_parameter or 0.0) * self.parameters / 8
+        )
+        self._pressure = Pressure(constraint, pressure) if constraint.lam_tensor is not None else None
+        self.start = max(start, MEASURED_STEPS)
+        self.step = 0
+        self.grid: CodingGrid | None = None
+        self._sensitivity = self._zeros(len(constraint.parameters))
+        self._entropy = self._zeros()
+        self.goal_bits = 0.0
+
+    @property
+    def entropy_bits(self) -> float:
+        """Order-0 entropy of the weights as they were last rounded, in bits per weight; waits for the device."""
+        return float(self._entropy)
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Give the optimizer the unrounded weights, and the rate term its lambda. Call after unscaling and clipping."""
+        if self.grid is not None:
+            self.grid.restore()
+        elif self.step >= self.start - MEASURED_STEPS:
+            self._sensitivity += torch.stack([_mean_square(p.grad, p) for p in self._constraint.parameters])
+        if self._pressure is not None and self.step % _EVERY == 0:
+            self._pressure.update()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Choose steps once gradients are known, follow the size from there on, and round the weights."""
+        self.step += 1
+        if self.step < self.start:
+            return
+        if self.grid is None:
+            self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, self._relative_steps())
+            self._calibrate(first=True)
+        else:
+            if self.step & (self.step - 1) == 0:
+                self._calibrate(first=False)
+            self.grid.move(((self._entropy - self.goal_bits) * _GAIN).clamp(-_STRIDE, _STRIDE))
+        self._entropy = self.grid.round()
+
+    def save(self, path: str | os.PathLike[str]) -> CheckpointInfo:
+        """:meth:`land`, and write the compressed model; its parameters then hold what was written.
+
+        Raises:
+            As :meth:`land`.
+        """
+        self.land()
+        return self._written(self._state(), self.quantizer(), path)
+
+    def land(self) -> None:
+        """Move the steps a little such that the file has the size asked for, or is up to 0.05 % smaller.
+
+        The parameters are rounded to these steps. Training can go on.
+
+        Raises:
+            ConfigError: the training has not yet come to the choice of steps, or no steps give the size.
+            And whatever ``save_compressed`` raises.
+        """
+        grid = self._ready()
+        state, base = self._state(), grid.quantizer(self._bits)
+
+        def scaled(octaves: float) -> AllocatedQuantizer:
+            steps = {name: step * 2.0**octaves for name, step in base.step_of.items()}
+            return AllocatedQuantizer(steps, base.bits, base.distortion)
+
+        slope = self.budget_bytes / max(self.goal_bits, 0.5)
+        octaves, size = nearest_below(
+            lambda octaves: self._trial(state, scaled(octaves)).file_bytes, self.budget_bytes, -8.0, 8.0, slope
+        )
+        if size > self.budget_bytes:
+            raise ConfigError(f"no steps give a file of {self.budget_bytes:,.0f} bytes; the least is {size:,}")
+        grid.restore()
+        grid.move(octaves)
+        self._entropy = grid.round()
+
+    def quantizer(self) -> AllocatedQuantizer:
+        """The steps that the parameters are rounded to, for ``save_compressed``: it keeps their values.
+
+        Raises:
+            ConfigError: the training has not yet come to the choice of steps.
+        """
+        return self._ready().quantizer(self._bits)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on, unrounded weights included: numbers, lists, and tensors by name."""
+        return {
+            "step": self.step,
+            "budget_bytes": self.budget_bytes,
+            "goal": self.goal_bits,
+            "entropy": float(self._entropy),
+            "sensitivity": self._sensitivity.tolist(),
+            "pressure": None if self._pressure is None else self._pressure.state_dict(),
+            "grid": None if self.grid is None else self.grid.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume bit-exactly from :meth:`state_dict`; the model's parameters are loaded by the caller, as saved.
+
+        Raises:
+            ConfigError: the state is that of another target or other weights.
+        """
+        if state["budget_bytes"] != self.budget_bytes or len(state["sensitivity"]) != len(self._sensitivity):
+            raise ConfigError(
+                f"cannot resume: the size was {state['budget_bytes']:,.0f} bytes over {len(state['sensitivity'])} "
+                f"tensors when the state was saved, and is {self.budget_bytes:,.0f} over {len(self._sensitivity)} now"
+            )
+        self.step, self.goal_bits = int(state["step"]), float(state["goal"])
+        self._entropy.fill_(state["entropy"])
+        self._sensitivity.copy_(torch.tensor(state["sensitivity"], dtype=torch.float64))
+        if self._pressure is not None:
+            self._pressure.load_state_dict(state["pressure"])
+        saved = state["grid"]
+        if saved is not None:
+            self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, saved["relative"])
+            self.grid.load_masters(saved["octaves"], saved["masters"])
+
+    @property
+    def _bits(self) -> float:
+        return 8 * self.budget_bytes / self.parameters
+
+    def _zeros(self, *size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.float64, device=self._constraint.parameters[0].device)
+
+    def _ready(self) -> CodingGrid:
+        if self.grid is None:
+            raise ConfigError(
+                f"the steps are chosen after {self.start} optimizer steps, and {self.step} were made; train on"
+            )
+        return self.grid
+
+    def _relative_steps(self) -> list[float]:
+        """Steps of the tensors relative to one another; one without gradients gets the largest of the others."""
+        weights = self._constraint.parameters
+        if self._allocation == "equal":
+            return [1.0] * len(weights)
+        if self._allocation == "scale":
+            roots = torch.stack([1.0 / _mean_square(weight, weight).sqrt() for weight in weights]).tolist()
+        else:
+            roots = self._sensitivity.sqrt().tolist()
+        known = [root for root in roots if 0.0 < root < math.inf]
+        if not known:
+            raise ConfigError("all gradients were zero so far: the loss does not depend on the weights to be coded")
+        return [min(known) / (root if root in known else min(known)) for root in roots]
+
+    def _calibrate(self, *, first: bool) -> None:
+        """Learn from a file what entropy the weights must have for the size: coders and headers have their cost."""
+        grid = self._ready()
+        rounds = 2 if first else 1
+        self.goal_bits = self.goal_bits or self._bits
+        for _ in range(rounds):
+            if first:
+                grid.fit(self.goal_bits)
+            info = self._trial(self._state(), grid.quantizer(self._bits))
+            coded = info.payload_bytes + info.table_bytes
+            room = self.budget_bytes - (info.file_bytes - coded)
+            if room <= 0:
+                raise ConfigError(
+                    f"a file of {self.budget_bytes:,.0f} bytes has no room for the weights: "
+                    f"{info.file_bytes - coded:,} bytes are header, steps and tensors that are not coded; ask for "
+                    "more, or store those in fewer bits (raw_dtype=torch.bfloat16)"
+                )
+            entropy = float(grid.entropy_bits()) * grid.count / 8
+            self.goal_bits = 8 * room / grid.count * min(entropy / max(coded, 1), 2.0)
+        if first:
+            grid.fit(self.goal_bits)
+
+    def _state(self) -> dict[str, Tensor]:
+        """The model's state with unrounded weights."""
+        grid, state = self._ready(), dict(self._model.state_dict())
+        masters = {p.data_ptr(): m for p, m in zip(grid.parameters, grid.masters, strict=True)}
+        return {name: masters.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
+
+    def _trial(self, state: Mapping[str, Tensor], quantizer: AllocatedQuantizer) -> CheckpointInfo:
+        with tempfile.TemporaryDirectory(prefix="rdo-") as folder:
+            return self._written(state, quantizer, os.path.join(folder, "trial.rdo"))
+
+    def _written(
+        self, state: Mapping[str, Tensor], quantizer: AllocatedQuantizer, path: str | os.PathLike[str]
+    ) -> CheckpointInfo:
+        coded = {master.data_ptr() for master in self._ready().masters}
+        return save_compressed(
+            state,
+            path,
+            quantizer=quantizer,
+            coder=self._coder,
+            raw_dtype=self._raw_dtype,
+            compressible=lambda name, tensor: tensor.data_ptr() in coded,
+        )
+
+
+def _mean_square(tensor: Tensor | None, parameter: Tensor) -> Tensor:
+    if tensor is None:
+        return torch.zeros((), dtype=torch.float64, device=parameter.device)
+    return sum_of_squares([tensor], tensor) / parameter.numel()

@@ -1,0 +1,192 @@
+"""Training to a size: what the model holds, what the file weighs, and resuming to the same bits."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rdo
+from rdo.attach import TargetAttachment
+from rdo.coding_grid import CodingGrid
+from rdo.errors import ConfigError
+from rdo.target import MEASURED_STEPS
+
+SIZE = 48
+
+
+def model_of(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(SIZE, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 5))
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(64, SIZE, generator=generator)
+    teacher = torch.randn(SIZE, 5, generator=torch.Generator().manual_seed(99))
+    return inputs, (inputs @ teacher).argmax(1)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> float:
+    """The mean loss of the last five steps."""
+    losses = []
+    for step in steps:
+        inputs, labels = batch(step)
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return sum(losses[-5:]) / 5
+
+
+def sized(bits: float = 1.5, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer, TargetAttachment]:
+    model = model_of()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    handle = rdo.attach(optimizer, model, bits_per_parameter=bits, verbose=False, target_options=options)
+    assert isinstance(handle, TargetAttachment)
+    return model, optimizer, handle
+
+
+@pytest.mark.parametrize("bits", [1.2, 2.5, 5.0])
+def test_file_has_the_size_and_the_model_is_what_it_decodes_to(bits: float, tmp_path: Path) -> None:
+    model, optimizer, handle = sized(bits, coder=["rans", "context"])
+    train(model, optimizer, range(80))
+    coded = rdo.save_compressed(model, tmp_path / "before.rdo", quantizer=handle.quantizer(), coder=["rans", "context"])
+    assert coded.bits_per_parameter == pytest.approx(bits, rel=0.05), "the size is followed during the training"
+    info = handle.save(tmp_path / "model.rdo")
+    assert 0.99 * bits <= info.bits_per_parameter <= bits
+    decoded = rdo.load_compressed(tmp_path / "model.rdo")
+    assert all(torch.equal(decoded[name], value) for name, value in model.state_dict().items())
+
+
+def test_size_in_megabytes_counts_the_whole_file(tmp_path: Path) -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    handle = rdo.attach(optimizer, model, size_mb=0.0075, verbose=False)
+    assert isinstance(handle, TargetAttachment)
+    train(model, optimizer, range(60))
+    handle.save(tmp_path / "model.rdo")
+    assert 7425 <= (tmp_path / "model.rdo").stat().st_size <= 7500
+
+
+def test_optimizer_moves_unrounded_weights_by_the_gradient_at_rounded_ones() -> None:
+    model, optimizer, handle = sized(pressure=0.0)
+    train(model, optimizer, range(MEASURED_STEPS))
+    grid = handle.target.grid
+    assert grid is not None
+    steps = dict(zip(grid.names, grid.steps.tolist(), strict=True))
+    masters = dict(zip(grid.names, (m.clone() for m in grid.masters), strict=True))
+    for name, parameter in model.named_parameters():
+        if name in steps:
+            torch.testing.assert_close(parameter.detach(), (masters[name] / steps[name]).round() * steps[name])
+    twin = copy.deepcopy(model)
+    inputs, labels = batch(1000)
+    nn.functional.cross_entropy(twin(inputs), labels).backward()
+    expected = {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+    moved: dict[str, Tensor] = {}
+    plain = torch.optim.AdamW([masters[n].requires_grad_() for n in masters], lr=3e-3)
+    plain.load_state_dict(
+        {
+            "state": {i: optimizer.state[dict(model.named_parameters())[n]] for i, n in enumerate(masters)},
+            "param_groups": [{**plain.state_dict()["param_groups"][0]}],
+        }
+    )
+    plain_state = copy.deepcopy(plain.state_dict())
+    plain.load_state_dict(plain_state)  # its own copy: the model's optimizer goes on with the original
+    for name, master in masters.items():
+        master.grad = expected[name]
+    train(model, optimizer, range(1000, 1001))
+    plain.step()
+    moved = dict(zip(grid.names, grid.masters, strict=True))
+    for name, master in masters.items():
+        torch.testing.assert_close(moved[name], master.detach(), rtol=0, atol=0)
+
+
+def test_resuming_gives_the_same_bits() -> None:
+    model, optimizer, handle = sized()
+    train(model, optimizer, range(45))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), handle.state_dict()))
+    train(model, optimizer, range(45, 90))
+    other, resumed, second = sized()
+    other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    second.load_state_dict(saved[2])
+    train(other, resumed, range(45, 90))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert handle.state_dict()["target"]["entropy"] == second.state_dict()["target"]["entropy"]
+
+
+def test_sensitive_tensors_get_finer_steps() -> None:
+    """At equal loss the last layer, 25 times smaller than the middle one, has the larger gradients."""
+    model, optimizer, handle = sized()
+    roots = torch.zeros(3, dtype=torch.float64)
+    for step in range(MEASURED_STEPS):
+        inputs, labels = batch(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        roots += torch.stack([p.grad.double().square().mean() for p in model.parameters() if p.ndim > 1])  # type: ignore[union-attr]
+        optimizer.step()
+    grid = handle.target.grid
+    assert grid is not None
+    products = grid.steps.double() * roots.sqrt()
+    torch.testing.assert_close(products, products.mean().expand(3), rtol=1e-5, atol=0)
+    assert float(grid.steps[2]) < float(grid.steps[1])
+
+
+def test_pressure_makes_steps_finer_at_the_same_size() -> None:
+    steps = []
+    for pressure in (0.0, 0.3):
+        model, optimizer, handle = sized(pressure=pressure)
+        train(model, optimizer, range(100))
+        assert handle.rate().entropy_bits_per_parameter == pytest.approx(handle.target.goal_bits, rel=0.03)
+        assert handle.target.grid is not None
+        steps.append(float(handle.target.grid.steps.log().mean().exp()))
+    assert steps[1] < 0.9 * steps[0]
+
+
+def test_a_skipped_step_changes_nothing() -> None:
+    model, optimizer, handle = sized()
+    train(model, optimizer, range(40))
+    optimizer.found_inf, optimizer.grad_scale = torch.ones(()), torch.ones(())  # type: ignore[attr-defined]
+    before, step = [p.detach().clone() for p in model.parameters()], handle.target.step
+    for hook in (*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()):
+        hook(optimizer, (), {})
+    assert handle.target.step == step
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_what_cannot_be_had_is_refused() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for options in (
+        {},
+        {"lam": 0.1, "bits_per_parameter": 2.0},
+        {"bits_per_parameter": 2.0, "size_mb": 1.0},
+        {"bits_per_parameter": -1.0},
+        {"lam": 0.1, "target_options": {"pressure": 0.1}},
+        {"size_mb": 1.0, "in_backward": True},
+        {"size_mb": 1.0, "target_options": {"allocation": "even"}},
+    ):
+        with pytest.raises(ConfigError):
+            rdo.attach(optimizer, model, verbose=False, **options)
+    handle = rdo.attach(optimizer, model, bits_per_parameter=0.2, verbose=False)
+    assert isinstance(handle, TargetAttachment)
+    with pytest.raises(ConfigError, match="train on"):
+        handle.quantizer()
+    with pytest.raises(ConfigError, match="no room"):
+        train(model, optimizer, range(MEASURED_STEPS))
+
+
+def test_grid_of_zeros_and_of_unreachable_entropy() -> None:
+    grid = CodingGrid(["a"], [torch.randn(1000, generator=torch.Generator().manual_seed(0))], [1.0])
+    grid.fit(3.0)
+    assert float(grid.entropy_bits()) == pytest.approx(3.0, abs=0.02)
+    with pytest.raises(ConfigError, match="ask for less"):
+        grid.fit(15.0)
+    with pytest.raises(ConfigError, match="ask for less"):
+        CodingGrid(["a"], [torch.zeros(10)], [1.0]).fit(1.0)
