@@ -113,7 +113,7 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
     try:
         path, scratch = folder / "model.rdo", folder / "scratch"
         scratch.mkdir()
-        context = Context(cell.architecture, prepared, cell.part.budget.batch_size, cell.seed, scratch)
+        context = Context(cell.architecture, prepared, cell.part.budget.batch_size, cell.seed, scratch, source.steps)
         started = time.perf_counter()
         facts = cell.method.apply(model, cell.point, context, path)
         compressed = time.perf_counter()
@@ -189,6 +189,7 @@ def identity(cell: Cell) -> Row:
         "relative_step": quantizer.get("ratio"),
         "granularity": quantizer.get("granularity", "global") if quantizer else None,
         "sparsity_target": point.sparsity or None,
+        **({key: rate[key] for key in ("bits", "pressure", "allocation", "start")} if rate.get("bits") else {}),
         **point.options,
         "train_steps": part.budget.steps,
         "train_examples": part.budget.steps * part.budget.batch_size,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-import rdo
-from rdo.control import Constant, OnThenOff
-from rdo.entropy import entropy_model_from_config
+from rdo.attach import TargetAttachment
 from rdo_harness.architectures.base import Architecture
-from rdo_harness.config import settings
+from rdo_harness.attaching import attach
+from rdo_harness.config import later, settings
 from rdo_harness.observation import WeightObserver
 from rdo_harness.resources import peak_memory_bytes, reset_peak_memory
 from rdo_harness.tasks.base import PreparedTask, Task
@@ -27,6 +26,7 @@ from rdo_harness.training_state import load_state, restore, save_state, snapshot
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a short text about the state."""
 
+_AFTER_BASE = 7919
 CHECKPOINT_SECONDS = 120.0
 """How often a training's state goes to disk; a killed one loses at most that much."""
 
@@ -42,6 +42,9 @@ class Budget:
         weight_decay: decoupled weight decay of AdamW.
         warmup: share of the steps in which the learning rate rises.
         eps: of AdamW, added to the root of its second moment.
+        base_steps: steps of normal training, with a schedule of their own, that come before and are the same for all;
+            for models without pretrained weights.
+        base_learning_rate: peak of that schedule; 0 for the same.
     """
 
     steps: int
@@ -50,6 +53,15 @@ class Budget:
     weight_decay: float = 0.0
     warmup: float = 0.1
     eps: float = 1e-8
+    base_steps: int = later(0)
+    base_learning_rate: float = later(0.0)
+
+    def base(self) -> Budget | None:
+        """The normal training that every model of the suite comes from, or None if there is none."""
+        if not self.base_steps:
+            return None
+        rate = self.base_learning_rate or self.learning_rate
+        return replace(self, steps=self.base_steps, learning_rate=rate, base_steps=0, base_learning_rate=0.0)
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,9 @@ class RateSettings:
 
     Args:
         on: share of the steps with the rate term on; plain training after that.
+        bits: instead of lambda a size, in bits per parameter of the file; the next three are of
+            :class:`rdo.target.SizeTarget`.
+        start: share of the steps before the loss sees rounded weights.
     """
 
     lam: float
@@ -68,6 +83,14 @@ class RateSettings:
     scale_by_lr: bool = False
     precondition: bool = False
     on: float = 1.0
+    bits: float | None = later(None)
+    pressure: float = later(0.0)
+    allocation: str = later("sensitivity")
+    start: float = later(0.0)
+
+    def describe(self) -> str:
+        """A few words for progress lines."""
+        return f"lambda {self.lam:g}" if self.bits is None else f"{self.bits:g} bits"
 
 
 @dataclass(frozen=True)
@@ -75,7 +98,7 @@ class Trained:
     """A trained model's weights on disk, what it cost to make them, and how they came about.
 
     ``history`` has some 20 steps: the loss, lambda, and the law of the weights (see :class:`WeightObserver`), whose
-    fitting does not count in ``seconds``.
+    fitting does not count in ``seconds``. ``steps`` are those that the weights were rounded to, if the training did.
     """
 
     path: Path
@@ -88,6 +111,7 @@ class Trained:
     validation_cross_entropy: float | None = None
     validation_metric: float | None = None
     histogram: dict[str, Any] | None = None
+    steps: dict[str, float] | None = None
 
 
 def configuration(
@@ -164,6 +188,10 @@ def _train(
     checkpoint_seconds: float,
 ) -> tuple[nn.Module, dict[str, Any]]:
     model = architecture.build(seed, prepared.task)
+    base, data_seed = budget.base(), seed
+    if base is not None:
+        load_trained(model, trained(prepared, architecture, base, None, seed, checkpoint.parent, lambda *_: None))
+        data_seed = seed + _AFTER_BASE  # other batches than those of the base
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -173,7 +201,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (budget.steps - step) / max(budget.steps - warmup, 1))
     )
-    handle = None if rate is None else _attach(optimizer, model, architecture, budget, rate)
+    handle = None if rate is None else attach(optimizer, model, architecture, budget, rate)
     observer = WeightObserver(model, architecture)
     stateful = {"optimizer": optimizer, "schedule": schedule, **({} if handle is None else {"rate": handle})}
     history: list[dict[str, float]] = []
@@ -188,7 +216,7 @@ def _train(
             begin, history = state["step"], state["history"]
             earlier_seconds, earlier_peak = state["seconds"], state["peak_memory_bytes"]
         # The batches are a function of the seed, so their number is the position in the data.
-        batches = prepared.train_batches(budget.batch_size, budget.steps, seed)
+        batches = prepared.train_batches(budget.batch_size, budget.steps, data_seed)
         for step, batch in enumerate(islice(batches, begin, None), begin):
             loss = prepared.loss(model, batch)
             optimizer.zero_grad(set_to_none=True)
@@ -215,6 +243,10 @@ def _train(
             progress(step + 1, budget.steps, f"loss {value:.3f}")
     seconds = earlier_seconds + time.perf_counter() - started
     peak = max(earlier_peak, peak_memory_bytes())
+    steps = None
+    if isinstance(handle, TargetAttachment):
+        handle.land()
+        steps = dict(handle.quantizer().step_of)
     if handle is not None:
         handle.remove()
     model.eval()
@@ -229,24 +261,6 @@ def _train(
         "validation_metric": validation.metric,
         "shape": observer.law()["shape"],
         "histogram": observer.histogram(),
+        "steps": steps,
     }
     return model, facts
-
-
-def _attach(
-    optimizer: torch.optim.Optimizer, model: nn.Module, architecture: Architecture, budget: Budget, rate: RateSettings
-) -> rdo.Attachment:
-    steps_on = round(rate.on * budget.steps)
-    return rdo.attach(
-        optimizer,
-        model,
-        lam=Constant(rate.lam) if rate.on >= 1.0 else OnThenOff(rate.lam, steps_on),
-        parameters=architecture.compressible,
-        entropy_model=entropy_model_from_config(rate.entropy_model),
-        apply=rate.apply,
-        units=rate.units,
-        pooling=rate.pooling,
-        scale_by_lr=rate.scale_by_lr,
-        precondition=rate.precondition,
-        verbose=False,
-    )

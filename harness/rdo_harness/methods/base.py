@@ -48,7 +48,7 @@ class OperatingPoint:
 
     def describe(self) -> str:
         """A few words for progress lines."""
-        parts = [] if self.rate is None else [f"lambda {self.rate.lam:g}"]
+        parts = [] if self.rate is None else [self.rate.describe()]
         parts += [f"sparsity {self.sparsity:g}"] if self.sparsity else []
         parts += [f"{name.replace('_', ' ')} {value}" for name, value in self.options.items()]
         config = {} if self.quantizer is None else self.quantizer.config()
@@ -69,6 +69,7 @@ class Context:
         batch_size: examples in a batch of calibration data.
         seed: of the run.
         folder: an existing folder for files that the method needs; it is removed afterwards.
+        steps: the step of each tensor by its name, if the training rounded the weights.
     """
 
     architecture: Architecture
@@ -76,6 +77,7 @@ class Context:
     batch_size: int
     seed: int
     folder: Path
+    steps: Mapping[str, float] | None = None
 
     def calibration(self, batches: int) -> list[Batch]:
         """So many batches of training data, the same ones for the same seed; labels are among them."""

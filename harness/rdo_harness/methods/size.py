@@ -1,0 +1,85 @@
+"""Training to a size: the loss sees weights on the grid they will be coded on, with or without a rate term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+import rdo
+from rdo.errors import ConfigError
+from rdo.quantizers import AllocatedQuantizer
+from rdo_harness.methods.base import Context, Method, OperatingPoint
+from rdo_harness.registries import METHODS
+from rdo_harness.training import RateSettings
+
+
+@dataclass(frozen=True)
+class SizeTraining(Method):
+    """One training for each size; see :class:`rdo.target.SizeTarget`.
+
+    Args:
+        bits: sizes of the file, in bits per parameter, each a training of its own.
+        law: registered name of the entropy model whose rate acts on the weights.
+        pressure: length of the rate's gradient relative to the loss's; 0 for no rate term.
+        allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
+        start: share of the steps before the loss sees rounded weights.
+    """
+
+    bits: tuple[float, ...] = ()
+    law: str = "pareto"
+    pressure: float = 0.0
+    allocation: str = "sensitivity"
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.bits or self.quantizers():
+            raise ConfigError("give at least one size in `bits`, and no steps: they follow from the size")
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
+
+    def points(self) -> list[OperatingPoint]:
+        return [
+            OperatingPoint(
+                rate=RateSettings(
+                    lam=0.0,
+                    entropy_model={"name": self.law},
+                    bits=bits,
+                    pressure=self.pressure,
+                    allocation=self.allocation,
+                    start=self.start,
+                ),
+                quantizer=None,
+            )
+            for bits in self.bits
+        ]
+
+    def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
+        assert point.rate is not None
+        assert point.rate.bits is not None
+        assert context.steps is not None, "a training to a size leaves its steps"
+        quantizer = AllocatedQuantizer(context.steps, point.rate.bits, "sensitivity")
+        rdo.save_compressed(
+            model, path, quantizer=quantizer, coder="rans", compressible=context.architecture.compressible
+        )
+        return {}
+
+
+@METHODS.register("backslash-size")
+@dataclass(frozen=True)
+class BackSlashToSize(SizeTraining):
+    """Least loss at a size: rate term, steps by sensitivity, and the loss of rounded weights."""
+
+    name: ClassVar[str] = "backslash-size"
+    pressure: float = 0.03
+
+
+@METHODS.register("qat")
+@dataclass(frozen=True)
+class QuantizationAware(SizeTraining):
+    """Quantisation-aware training with the straight-through estimator, without a rate term (the baseline)."""
+
+    name: ClassVar[str] = "qat"
+    allocation: str = "scale"
