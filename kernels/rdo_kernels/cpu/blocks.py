@@ -30,7 +30,7 @@ def moments(weights: Sequence[Tensor]) -> Tensor:
     for row, weight in zip(out, weights, strict=True):
         row[0] = weight.numel()
         buffer = torch.empty(min(_block_size(), weight.numel()), dtype=torch.float64, device=weight.device)
-        for (block,) in _blocks(weight.detach()):
+        for (block,) in aligned_blocks(weight.detach()):
             # One copy makes the block contiguous and exact in float64; every later pass reads it from the cache.
             values = buffer[: block.numel()]
             values.view(block.shape).copy_(block).abs_()
@@ -44,7 +44,7 @@ def rate(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> Tensor
     """Return the sum of the training rate over each tensor, in bits: float64 [T]."""
     total = torch.zeros(len(weights), dtype=torch.float64)
     for index, weight, law in _with_theta(weights, theta):
-        for (block,) in _blocks(weight.detach()):
+        for (block,) in aligned_blocks(weight.detach()):
             total[index] += family.rate_and_slope(_upcast(block), law)[0].sum().cpu()
     return total
 
@@ -59,7 +59,7 @@ def add_rate_gradient(
     """Add ``scale * slope(w)`` to each gradient in place and return the rate of each tensor, in bits: float64 [T]."""
     total = torch.zeros(len(weights), dtype=torch.float64)
     for index, weight, law in _with_theta(weights, theta):
-        for block, gradient in _blocks(weight.detach(), gradients[index]):
+        for block, gradient in aligned_blocks(weight.detach(), gradients[index]):
             bits, slope = family.rate_and_slope(_upcast(block), law)
             # Rounded before it is added, so that autograd's sum of the two gradients has the same bits.
             gradient.add_(slope.mul_(scales[index]).to(gradient.dtype))
@@ -76,7 +76,7 @@ def subtract_rate_gradient(
     """
     total, sums = _nothing(len(weights))
     for index, weight, law in _with_theta(weights, theta):
-        for (block,) in _blocks(weight.detach()):
+        for (block,) in aligned_blocks(weight.detach()):
             values = _upcast(block)
             bits, slope = family.rate_and_slope(values, law)
             block.copy_(values.sub_(slope.mul_(scales[index])))
@@ -101,7 +101,7 @@ def proximal_step(
     for index, weight, law in _with_theta(weights, theta):
         preconditioner = preconditioners[index] if preconditioners else None
         tensors = [weight.detach()] if preconditioner is None else [weight.detach(), preconditioner.second_moment]
-        for block, *second in _blocks(*tensors):
+        for block, *second in aligned_blocks(*tensors):
             values = _upcast(block)
             bits, slope = family.rate_and_slope(values, law)
             shrink = slope.abs().mul_(scales[index])
@@ -131,7 +131,7 @@ def adamw_step(
         decay, beta1, beta2, step, root_factor, eps, gradient_factor = factors[index]
         scale = float(scales[index])
         groups = (weight.detach(), gradients[index].detach(), firsts[index], seconds[index])
-        for block, gradient, first, second in _blocks(*groups):
+        for block, gradient, first, second in aligned_blocks(*groups):
             value = _upcast(block).clone()
             direction = _upcast(gradient) * gradient_factor
             if scale != 0.0 and apply == "gradient":
@@ -184,7 +184,7 @@ def _block_size() -> int:
     return _BLOCK_PER_THREAD * torch.get_num_threads()
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def aligned_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield aligned views of at most a block's elements that cover tensors of one size, whatever their layout."""
     first, limit = tensors[0], _block_size()
     if all(tensor.is_contiguous() for tensor in tensors):
@@ -197,4 +197,4 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         axis = max(range(first.ndim), key=lambda i: first.shape[i])
         half = first.shape[axis] // 2
         for start, length in ((0, half), (half, first.shape[axis] - half)):
-            yield from _blocks(*(tensor.narrow(axis, start, length) for tensor in tensors))
+            yield from aligned_blocks(*(tensor.narrow(axis, start, length) for tensor in tensors))

@@ -17,13 +17,14 @@ from rdo_kernels.cpu import pool
 from rdo_kernels.types import APPLY, AdamW, Preconditioner, RateFamily, Scales, adamw_factors
 
 POWER = "rdo_kernels.device.power:power"
+PARETO = "rdo_kernels.device.pareto:pareto"
 _SCALE, _FACTOR, _FLOOR, _COLUMNS = 3, 4, 5, 6
 """Columns of the loops' laws, after (nu, c, eps), and how many there are."""
 
 
 def takes(tensors: Sequence[Tensor], family: RateFamily | None) -> bool:
     """Whether the loops know the family (None: no family is involved) and these tensors."""
-    known = family is None or family.device_fn == POWER
+    known = family is None or family.device_fn in (POWER, PARETO)
     return known and all(t.dtype == torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors)
 
 
@@ -108,7 +109,11 @@ def _moments(sums: NDArray[np.float64], chunks: Chunks, weights: Sequence[Tensor
 
 def _laws(weights: Sequence[Tensor], family: RateFamily, theta: Tensor) -> NDArray[np.float64]:
     laws = np.zeros((len(weights), _COLUMNS))
-    laws[:, :_SCALE] = family.device_theta(theta).cpu().numpy()
+    parameters = family.device_theta(theta).cpu().numpy()
+    if family.device_fn == PARETO:  # (scale, c): the power law of exponent 0
+        laws[:, 2], laws[:, 1] = parameters[..., 0], parameters[..., 1]
+    else:
+        laws[:, :_SCALE] = parameters
     return laws
 
 

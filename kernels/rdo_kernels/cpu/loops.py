@@ -1,5 +1,7 @@
 """Power laws on a CPU, compiled by numba: rate ``c * (|w| + eps)^nu`` and its slope, in one pass over float32 weights.
 
+With nu = 0 the rate is ``c * log2(1 + |w| / eps)``, that of a Pareto law.
+
 Each function walks rows of a table of chunks and writes the sums of each chunk, so that results depend neither on the
 number of threads nor on where the weights lie.
 
@@ -31,6 +33,7 @@ _OPTIONS: dict[str, Any] = {
 _NONE = -1
 _GRADIENT, _DECOUPLED, _PRECONDITIONED = map(APPLY.index, ("gradient", "decoupled", "preconditioned"))
 _SMALLEST_NORMAL = np.float32(2.0**-126)
+_LN2 = 0.6931471805599453
 _RUN = 512
 """Weights whose float32 lanes are summed before they enter a float64 sum."""
 
@@ -76,8 +79,16 @@ def _sign(x):  # type: ignore[no-untyped-def]
 
 @njit(**_OPTIONS)
 def _powers(weights, law, powers):  # type: ignore[no-untyped-def]
-    """Fill ``powers`` with ``(|w| + eps)^(nu - 1)`` and return the sum of the rates, ``c * (|w| + eps)^nu``."""
+    """Fill ``powers`` with ``(|w| + eps)^(nu - 1)`` and return the sum of the rates."""
     exponent, factor, eps = float32(law[0] - 1.0), float32(law[1]), float32(law[2])
+    bits = float32(0.0)
+    if exponent == float32(-1.0):
+        per_eps = float32(1.0) / eps
+        for i in range(weights.size):
+            powers[i] = float32(1.0) / (abs(weights[i]) + eps)
+        for i in range(weights.size):
+            bits += _log2(float32(1.0) + abs(weights[i]) * per_eps)
+        return bits * factor
     if exponent == float32(0.0):
         for i in range(weights.size):
             powers[i] = float32(1.0)
@@ -88,10 +99,15 @@ def _powers(weights, law, powers):  # type: ignore[no-untyped-def]
         for i in range(weights.size):
             magnitude = max(abs(weights[i]) + eps, _SMALLEST_NORMAL)
             powers[i] = _exp2(exponent * _log2(magnitude))
-    bits = float32(0.0)
     for i in range(weights.size):
         bits += powers[i] * (abs(weights[i]) + eps) * factor
     return bits
+
+
+@njit(**_OPTIONS)
+def _slope_factor(law):  # type: ignore[no-untyped-def]
+    """What powers are multiplied by to be scaled slopes."""
+    return float32((law[0] * law[1] if law[0] != 0.0 else law[1] / _LN2) * law[3])
 
 
 @njit(**_OPTIONS)
@@ -169,7 +185,7 @@ def add_slope(chunks, addresses, laws, stepping, bits, sums):  # type: ignore[no
     powers = np.empty(_RUN, np.float32)
     for row in range(chunks.shape[0]):
         law = laws[chunks[row, TENSOR]]
-        factor = float32(law[0] * law[1] * law[3])
+        factor = _slope_factor(law)
         weights = _at(chunks, addresses, row, 0)
         others = _at(chunks, addresses, row, 1)
         bits[row] = 0.0
@@ -193,7 +209,7 @@ def shrink(chunks, addresses, laws, preconditioned, bits, sums):  # type: ignore
     powers = np.empty(_RUN, np.float32)
     for row in range(chunks.shape[0]):
         law = laws[chunks[row, TENSOR]]
-        factor = float32(law[0] * law[1] * law[3])
+        factor = _slope_factor(law)
         root_factor, floor = float32(law[4]), float32(law[5])
         weights = _at(chunks, addresses, row, 0)
         others = _at(chunks, addresses, row, 1)
@@ -219,7 +235,7 @@ def adamw(chunks, addresses, settings, laws, apply, bits, sums):  # type: ignore
     powers = np.empty(_RUN, np.float32)
     for row in range(chunks.shape[0]):
         law, setting = laws[chunks[row, TENSOR]], settings[chunks[row, TENSOR]]
-        factor = float32(law[0] * law[1] * law[3])
+        factor = _slope_factor(law)
         action = apply if factor != float32(0.0) else _NONE
         decay, rest1, beta2 = float32(setting[0]), float32(1.0 - setting[1]), float32(setting[2])
         rest2, step = float32(1.0 - setting[2]), float32(setting[3])
