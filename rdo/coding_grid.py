@@ -35,12 +35,8 @@ class CodingGrid:
         device = parameters[0].device
         self._relative = torch.tensor(list(relative), dtype=torch.float64, device=device)
         self._octaves = torch.zeros((), dtype=torch.float64, device=device)
-        self._masters: list[Tensor] | None = None
-
-    @property
-    def rounded(self) -> bool:
-        """Whether the parameters hold rounded weights now."""
-        return self._masters is not None
+        self._masters: list[Tensor] = []
+        self._rounded = False
 
     @property
     def steps(self) -> Tensor:
@@ -50,35 +46,29 @@ class CodingGrid:
     @property
     def masters(self) -> list[Tensor]:
         """The unrounded weights, in the order of the parameters."""
-        return self.parameters if self._masters is None else self._masters
+        return self._masters if self._rounded else self.parameters
 
     @torch.no_grad()
-    def round(self) -> Tensor:
-        """Keep the weights as masters and round the parameters; the order-0 entropy in bits per weight, float64 []."""
-        if self._masters is None:
+    def round(self) -> None:
+        """Keep the weights as masters and round the parameters."""
+        if not self._masters:
             self._masters = [parameter.detach().clone() for parameter in self.parameters]
-        steps = self.steps.unbind()
-        quantized = rdo_kernels.quantize(self._masters, steps)
-        for dtype in {parameter.dtype for parameter in self.parameters}:
-            rows = [row for row, parameter in enumerate(self.parameters) if parameter.dtype == dtype]
-            values = rdo_kernels.dequantize(
-                [quantized.symbols[row] for row in rows], [steps[row] for row in rows], dtype
-            )
-            torch._foreach_copy_([self.parameters[row] for row in rows], values)
-        assert quantized.counts is not None
-        return _entropy(quantized.counts) / self.count
+        elif not self._rounded:
+            torch._foreach_copy_(self._masters, self.parameters)
+        rdo_kernels.round_to_steps(self._masters, self.steps.unbind(), self.parameters)
+        self._rounded = True
 
     @torch.no_grad()
     def restore(self) -> None:
         """Give the parameters their unrounded weights back, for the optimizer to move."""
-        if self._masters is not None:
+        if self._rounded:
             torch._foreach_copy_(self.parameters, self._masters)
-            self._masters = None
+            self._rounded = False
 
     @torch.no_grad()
     def entropy_bits(self) -> Tensor:
         """Order-0 entropy of the masters at the steps, tensor by tensor, in bits per weight; float64 []."""
-        counts = rdo_kernels.quantize(self.masters, self.steps.unbind()).counts
+        counts = rdo_kernels.quantize(self.masters, self.steps.unbind(), dtype=torch.int16).counts
         assert counts is not None
         return _entropy(counts) / self.count
 
@@ -119,7 +109,7 @@ class CodingGrid:
 
     def state_dict(self) -> dict[str, object]:
         """Relative steps, the scale, and the masters by name (tensors) while the parameters are rounded."""
-        masters = {} if self._masters is None else dict(zip(self.names, self._masters, strict=True))
+        masters = dict(zip(self.names, self._masters, strict=True)) if self._rounded else {}
         return {"relative": self._relative.tolist(), "octaves": float(self._octaves), "masters": masters}
 
     @torch.no_grad()
@@ -133,10 +123,9 @@ class CodingGrid:
             raise ConfigError("cannot resume: the state has other weights than those that the size target covers")
         self._octaves.fill_(octaves)
         if masters:
-            self._masters = [
-                masters[name].to(parameter).reshape(parameter.shape).clone()
-                for name, parameter in zip(self.names, self.parameters, strict=True)
-            ]
+            pairs = zip(self.names, self.parameters, strict=True)
+            self._masters = [masters[name].to(parameter).reshape(parameter.shape).clone() for name, parameter in pairs]
+            self._rounded = True
 
 
 def _entropy(counts: Tensor) -> Tensor:

@@ -43,8 +43,11 @@ class Pressure:
         constraint = self._constraint
         theta = constraint.fit()
         one, total = like.new_ones(1, dtype=torch.float64), like.new_zeros((), dtype=torch.float64)
+        largest = max(constraint.parameters, key=lambda parameter: parameter.numel())
+        buffer = torch.empty(largest.numel(), dtype=torch.float32, device=largest.device)
         for row, parameter in enumerate(constraint.parameters):
-            slope, own = torch.zeros_like(parameter), theta[row] if theta.ndim == 2 else theta
+            slope = buffer[: parameter.numel()].zero_().view(parameter.shape)
+            own = theta[row] if theta.ndim == 2 else theta
             rdo_kernels.add_rate_gradient([parameter], [slope], constraint.entropy_model, own, one)
             total += sum_of_squares([slope], like)
         return total

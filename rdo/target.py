@@ -37,8 +37,10 @@ MEASURED_STEPS = 20
 Allocation = Literal["sensitivity", "scale", "equal"]
 DEFAULT_PRESSURE = 0.03
 """Length of the rate's gradient relative to that of the loss."""
-_GAIN, _STRIDE = 0.3, 0.05
-"""Octaves that the scale moves for a bit of error, and at most, in one optimizer step."""
+_COUNTED = 4
+"""Optimizer steps between two counts of the symbols, by which the scale is moved."""
+_GAIN, _STRIDE = 1.0, 0.2
+"""Octaves that the scale moves then for a bit of error, and at most."""
 _EVERY = 10
 """Optimizer steps between two measurements of the gradients' length."""
 
@@ -105,7 +107,7 @@ class SizeTarget:
 
     @property
     def entropy_bits(self) -> float:
-        """Order-0 entropy of the weights as they were last rounded, in bits per weight; waits for the device."""
+        """Order-0 entropy of the weights when their symbols were last counted, in bits per weight."""
         return float(self._entropy)
 
     @torch.no_grad()
@@ -130,8 +132,10 @@ class SizeTarget:
         else:
             if self.step & (self.step - 1) == 0:
                 self._calibrate(first=False)
-            self.grid.move(((self._entropy - self.goal_bits) * _GAIN).clamp(-_STRIDE, _STRIDE))
-        self._entropy = self.grid.round()
+            if self.step % _COUNTED == 0:
+                self._entropy = self.grid.entropy_bits()
+                self.grid.move(((self._entropy - self.goal_bits) * _GAIN).clamp(-_STRIDE, _STRIDE))
+        self.grid.round()
 
     def save(self, path: str | os.PathLike[str]) -> CheckpointInfo:
         """:meth:`land`, and write the compressed model; its parameters then hold what was written.
@@ -166,7 +170,8 @@ class SizeTarget:
             raise ConfigError(f"no steps give a file of {self.budget_bytes:,.0f} bytes; the least is {size:,}")
         grid.restore()
         grid.move(octaves)
-        self._entropy = grid.round()
+        self._entropy = grid.entropy_bits()
+        grid.round()
 
     def quantizer(self) -> AllocatedQuantizer:
         """The steps that the parameters are rounded to, for ``save_compressed``: it keeps their values.
