@@ -92,7 +92,7 @@ def test_arrows(package: str, forbidden: tuple[str, ...]) -> None:
     ("libraries", "allowed"),
     [
         (("pandas", "matplotlib"), ("rdo_harness.report", "rdo_harness.report_tables", "rdo_harness.figures")),
-        (("transformers",), ("rdo_harness.architectures", "rdo.integrations")),
+        (("transformers",), ("rdo_harness.architectures", "rdo.integrations", "rdo_harness.peers.workers")),
         (("numba", "triton"), ("rdo_kernels",)),
         (
             ("rdo_kernels",),

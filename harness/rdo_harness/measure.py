@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 _EXP_GOLOMB_ORDERS = range(11)
 
 
-def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo) -> dict[str, Any]:
+def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo, side_bytes: int = 0) -> dict[str, Any]:
     """Bits per coded parameter under every coder, tables and scales included, and the entropy and sparsity.
+
+    ``side_bytes`` are those of scales and zero points that the file holds as tensors of their own.
 
     Fixed length and Huffman are counted exactly from histograms and Exp-Golomb within 0.1 % (a test compares them with
     what encoding gives); rANS is what is on the disk. Every coder works tensor by tensor. The order k of Exp-Golomb is
@@ -31,7 +33,7 @@ def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo) -> d
     zeros = sum(int(histogram.counts[histogram.values == 0].sum()) for histogram in histograms)
 
     def bits_per_parameter(total_bytes: int) -> float:
-        return 8.0 * (total_bytes + info.scale_bytes) / max(count, 1)
+        return 8.0 * (total_bytes + info.scale_bytes + side_bytes) / max(count, 1)
 
     golomb = {
         k: bits_per_parameter(sum(ExpGolomb(k=k, mapping="rank").size_bytes(h) for h in histograms))
