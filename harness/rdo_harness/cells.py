@@ -21,6 +21,7 @@ from rdo_harness.architectures.base import Architecture
 from rdo_harness.measure import coded_sizes
 from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.metrics import pack_items
+from rdo_harness.peers import expression
 from rdo_harness.resources import provenance
 from rdo_harness.results import Row
 from rdo_harness.suite import Part, Suite
@@ -111,14 +112,14 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     folder.mkdir(parents=True)
     try:
-        path, scratch = folder / "model.rdo", folder / "scratch"
-        scratch.mkdir()
-        context = Context(cell.architecture, prepared, cell.part.budget.batch_size, cell.seed, scratch, source.steps)
+        path = folder / "model.rdo"
+        batch_size, answers = cell.part.budget.batch_size, work / "peers"
+        context = Context(cell.architecture, prepared, batch_size, cell.seed, answers, source.steps)
         started = time.perf_counter()
         facts = cell.method.apply(model, cell.point, context, path)
         compressed = time.perf_counter()
         quantized, raw = load_quantized(path)
-        _fill(model, {**raw, **{name: tensor.dequantize() for name, tensor in quantized.items()}})
+        _fill(model, expression.decoded(quantized, raw))
         decoded = time.perf_counter()
         info = inspect_compressed(path)
     finally:
@@ -128,6 +129,7 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
     validation = prepared.evaluate(model, "validation")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     distinct = {id(tensor): tensor.symbols.numpy() for tensor in quantized.values()}  # tied weights count once
+    side_bytes = expression.side_bytes(raw)
     return {
         **identity(cell),
         "training_seconds": source.seconds,
@@ -151,14 +153,14 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
         "parameters": parameters,
         "coded_parameters": info.coded_parameters,
         "file_bytes": info.file_bytes,
-        "raw_bytes": info.raw_bytes,
+        "raw_bytes": info.raw_bytes - side_bytes,
         "table_bytes": info.table_bytes + info.index_bytes,
         "payload_bytes": info.payload_bytes,
-        "scale_bytes": info.scale_bytes,
+        "scale_bytes": info.scale_bytes + side_bytes,
         "header_bytes": info.header_bytes,
         "file_bits_per_parameter": 8 * info.file_bytes / parameters,
         "uncompressed_bytes": 2 * parameters,
-        **coded_sizes(list(distinct.values()), info),
+        **coded_sizes(list(distinct.values()), info, side_bytes),
         **facts,
         **provenance(),
     }

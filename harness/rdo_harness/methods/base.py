@@ -68,7 +68,7 @@ class Context:
         prepared: the task, for calibration data and validation.
         batch_size: examples in a batch of calibration data.
         seed: of the run.
-        folder: an existing folder for files that the method needs; it is removed afterwards.
+        answers: folder that outlives the point, in which answers of peers are kept.
         steps: the step of each tensor by its name, if the training rounded the weights.
     """
 
@@ -76,7 +76,7 @@ class Context:
     prepared: PreparedTask
     batch_size: int
     seed: int
-    folder: Path
+    answers: Path
     steps: Mapping[str, float] | None = None
 
     def calibration(self, batches: int) -> list[Batch]:

@@ -1,0 +1,142 @@
+"""Methods of peers, with a stand-in for the library: what is handed over, refused, coded and kept."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rdo.checkpoint import load_quantized
+from rdo_harness.methods.base import Context
+from rdo_harness.methods.hqq import HQQ
+from rdo_harness.methods.wanda import Wanda
+from rdo_harness.peers import catalogue
+from rdo_harness.peers.catalogue import Peer
+from rdo_harness.peers.environments import PeerError
+from rdo_harness.peers.exchange import linear_matrices
+from rdo_harness.peers.expression import decoded
+from rdo_harness.peers.sample import samples
+
+WORKER = str(Path(__file__).parent / "stand_in_peer.py")
+
+
+@dataclass(frozen=True)
+class StandIn(Peer):
+    """Runs in our own environment."""
+
+    def python(self) -> Path:
+        return Path(sys.executable)
+
+
+@pytest.fixture
+def act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for hqq and wanda; what they do is written into the file."""
+    for name in ("hqq", "wanda"):
+        peer = StandIn(name, "hqq", WORKER, calibrated=True, timeout=30.0)
+        monkeypatch.setitem(catalogue.PEERS, name, peer)
+    path = tmp_path / "act"
+    path.write_text("work")
+    return path
+
+
+def context_and_model(tmp_path: Path, which: str = "gpt-small") -> tuple[Context, torch.nn.Module]:
+    architecture, prepared = next(sample for sample in samples() if sample[0].name == which)
+    model = architecture.build(0, prepared.task).eval()
+    return Context(architecture, prepared, 4, 0, tmp_path / "peers"), model
+
+
+def test_linear_layers_are_handed_over_and_embeddings_and_output_layers_are_not() -> None:
+    found = {}
+    for architecture, prepared in samples():
+        model = architecture.build(0, prepared.task)
+        found[architecture.name] = linear_matrices(model)
+        assert all(matrix.parameter is model.get_parameter(name) for name, matrix in found[architecture.name].items())
+    assert len(found["bert-small"]) == 2 * 6 + 1
+    assert "bert.pooler.dense.weight" in found["bert-small"]
+    assert len(found["gpt-small"]) == 2 * 4
+    assert all(matrix.transposed for matrix in found["gpt-small"].values())
+    assert len(found["llama-small"]) == 2 * 7
+    assert not [name for names in found.values() for name in names if "emb" in name or "head" in name or "wte" in name]
+
+
+def test_a_peer_that_quantises(act: Path, tmp_path: Path) -> None:
+    context, model = context_and_model(tmp_path)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    (point,) = HQQ(bits=(3,)).points()
+    row = HQQ(bits=(3,)).apply(model, point, context, tmp_path / "model.rdo")
+    matrices = linear_matrices(model)
+    handed = sum(matrix.parameter.numel() for matrix in matrices.values())
+    eligible = sum(p.numel() for name, p in before.items() if p.ndim >= 2)
+    assert row["native_coverage"] == handed / eligible
+    assert row["native_bytes"] == 1000 + 2 * (sum(p.numel() for p in before.values()) - handed)
+    assert row["levels"] <= 7
+    assert "safetensors==" in row["peer_versions"]
+    assert row["completion_relative_step"] in HQQ().relative_steps
+    assert row["completion_cross_entropy"] <= row["completion_cross_entropy_before"] * 1.01
+    weights = decoded(*load_quantized(tmp_path / "model.rdo"))
+    for name, old in before.items():
+        new = weights[name]
+        if name in matrices:
+            scale = old.t().reshape(old.shape[1], -1, 64).abs().amax(2) / 3
+            error = (new - old).t().reshape(old.shape[1], -1, 64).abs().amax(2)
+            assert bool((error <= 0.51 * scale).all())  # rounding, along the inputs of a Conv1D, and nothing else
+            assert torch.equal(new, model.get_parameter(name))
+        elif old.ndim >= 2:
+            step = row["completion_relative_step"] * float(old.square().mean().sqrt())
+            assert 0 < float((new - old).abs().max()) <= 0.5001 * step
+        else:
+            assert torch.equal(new, old)
+    assert torch.equal(weights["lm_head.weight"], weights["transformer.wte.weight"])
+
+
+def test_the_same_question_is_asked_once(act: Path, tmp_path: Path) -> None:
+    rows = []
+    for _ in range(2):
+        context, model = context_and_model(tmp_path, "llama-small")
+        method = Wanda(sparsities=(0.5,), relative_steps=(0.2, 0.4))
+        rows += [method.apply(model, point, context, tmp_path / "model.rdo") for point in method.points()[:1]]
+        coded, _ = load_quantized(tmp_path / "model.rdo")
+        assert all((coded[name].symbols == 0).float().mean() >= 0.5 for name in linear_matrices(model))
+    assert (tmp_path / "calls").read_text() == "x"
+    assert rows[0] == rows[1]
+    assert len([path for path in (tmp_path / "peers").iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "method", "message"),
+    [
+        ("nothing", HQQ(bits=(3,)), r"hqq changed 0 of the 98304 weights that it supports"),
+        ("too many levels", HQQ(bits=(3,)), r"15 different weights share a scale, 3 bits were asked for"),
+        ("too dense", Wanda(relative_steps=(0.2,)), r"\d+\.\d+% of the weights are zero, 50\.00% were asked for"),
+        ("fail", HQQ(bits=(3,)), r"(?s)stand_in_peer\.py failed with exit code 1.*RuntimeError: the stand-in fails"),
+        ("sleep", HQQ(bits=(3,)), r"took longer than 5 s and was stopped"),
+    ],
+)
+def test_what_did_not_do_what_was_asked_is_refused(
+    act: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, method: HQQ | Wanda, message: str
+) -> None:
+    act.write_text(what)
+    if what == "sleep":
+        monkeypatch.setitem(catalogue.PEERS, "hqq", replace(catalogue.PEERS["hqq"], timeout=5.0))
+    context, model = context_and_model(tmp_path)
+    with pytest.raises(PeerError, match=message):
+        method.apply(model, method.points()[0], context, tmp_path / "model.rdo")
+    assert not (tmp_path / "model.rdo").exists()
+    assert [path for path in (tmp_path / "peers").iterdir() if path.name.startswith(".asking")] == []
+
+
+def test_whole_models_are_written_for_transformers(tmp_path: Path) -> None:
+    from transformers import GPT2LMHeadModel
+
+    from rdo_harness.peers.exchange import _save_model
+
+    _, model = context_and_model(tmp_path)
+    _save_model(catalogue.PEERS["gptq"], model, tmp_path / "model")
+    loaded, info = GPT2LMHeadModel.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    with pytest.raises(PeerError, match="whole transformers models, Linear is none"):
+        _save_model(catalogue.PEERS["gptq"], torch.nn.Linear(2, 2), tmp_path / "other")
