@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 
 def _exponential(x: int) -> Fraction:
@@ -185,3 +187,12 @@ def decode(data: bytes, count: int, row_length: int, column: int, shift: int) ->
     if any(bits.bit() for _ in range(16)) or not bits.ends():
         raise ValueError("the segment does not end as it should")
     return symbols
+
+
+def context(config: dict[str, Any], table: Any, parts: list[tuple[bytes, int]]) -> Iterator[int]:
+    """The symbols of segments, each with how many it holds; the configuration has the length of a row, too."""
+    kind, row_length, begin = table.number(), config["row_length"], 0
+    value = 0 if kind else table.signed()
+    for data, count in parts:
+        yield from decode(data, count, row_length, begin % row_length, kind - 1) if kind else [value] * count
+        begin += count

@@ -12,37 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from tests.format_version_3 import Table as Numbers
+from tests.format_version_3 import unzigzag
+
 Decode = Callable[[dict[str, Any], bytes, bytes, int], list[int]]
-
-
-class Numbers:
-    """The numbers of a table."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = iter(data)
-
-    def number(self) -> int:
-        value, shift = 0, 0
-        for byte in self.data:
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-        raise EOFError
-
-    def signed(self) -> int:
-        return unzigzag(self.number())
-
-    def ascending(self) -> list[int]:
-        values: list[int] = []
-        for _ in range(self.number()):
-            first = values[-1] + self.number() + 2 if values else self.signed()
-            values += range(first, first + self.number() + 1)
-        return values
-
-
-def unzigzag(number: int) -> int:
-    return -(number + 1) // 2 if number % 2 else number // 2
 
 
 def bits_of(payload: bytes) -> Iterator[int]:

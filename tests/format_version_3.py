@@ -1,11 +1,13 @@
-"""A second decoder of checkpoints of format version 3, written from docs/format.md and docs/coders.md alone."""
+"""A second decoder of checkpoints of format version 3, written from docs/format.md and docs/coders.md alone.
+
+Two parts that it calls have files of their own: frequencies that a law implies, and the coder "context".
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
@@ -13,224 +15,185 @@ from typing import Any
 
 import numpy as np
 
-from tests import context_decoder, implied_frequencies
-from tests.format_version_2 import Numbers, bits_of, take, unzigzag
+from tests.context_decoder import context
+from tests.implied_frequencies import symbols_and_frequencies
 
-Decode = Callable[[bytes, int], list[int]]
-"""The symbols, of which there are so many, of a segment."""
-CRC = [0] * 256
-for byte in range(256):
-    CRC[byte] = byte
-    for _ in range(8):
-        CRC[byte] = CRC[byte] >> 1 ^ 0x82F63B78 * (CRC[byte] & 1)
+Config, Parts, Array = dict[str, Any], list[tuple[bytes, int]], np.ndarray[Any, Any]
+TYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+TYPES |= {f"{kind}{8 * size}": f"<{kind[0]}{size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)}
+TYPES |= {"float8_e4m3fn": "u1", "float8_e5m2": "u1", "bool": "?"}
 
 
-def crc32c(data: bytes) -> int:
-    value = 0xFFFFFFFF
+def crc32c(data: bytes, register: int = 0xFFFFFFFF) -> int:
     for byte in data:
-        value = value >> 8 ^ CRC[(value ^ byte) & 255]
-    return value ^ 0xFFFFFFFF
+        register ^= byte
+        for _ in range(8):
+            register = register >> 1 ^ 0x82F63B78 * (register & 1)
+    return register ^ 0xFFFFFFFF
 
 
-def fixed_length(config: dict[str, Any], table: Numbers, segments: int) -> Iterator[Decode]:
+def bits_of(data: bytes) -> str:
+    return "".join(f"{byte:08b}" for byte in data)
+
+
+def unzigzag(number: int) -> int:
+    return number >> 1 ^ -(number & 1)
+
+
+class Table:
+    def __init__(self, data: bytes) -> None:
+        self.data = iter(data)
+
+    def number(self) -> int:
+        byte = next(self.data)
+        return byte if byte < 128 else byte - 128 + 128 * self.number()
+
+    def signed(self) -> int:
+        return unzigzag(self.number())
+
+    def ascending(self) -> list[int]:
+        values: list[int] = []
+        for _ in range(self.number()):
+            first = values[-1] + self.number() + 2 if values else self.signed()
+            values += range(first, first + self.number() + 1)
+        return values
+
+
+def fixed_length(config: Config, table: Table, parts: Parts) -> Iterator[int]:
     smallest, width = table.signed(), table.number()
-    for _ in range(segments):
-        yield lambda data, n: [smallest + take(bits, width) for bits in [bits_of(data)] for _ in range(n)]
+    for data, count in parts:
+        bits = bits_of(data)
+        yield from (smallest + int("0" + bits[i * width : (i + 1) * width], 2) for i in range(count))
 
 
-def exp_golomb(config: dict[str, Any], table: Numbers, segments: int) -> Iterator[Decode]:
+def exp_golomb(config: Config, table: Table, parts: Parts) -> Iterator[int]:
     k, lanes = table.number(), 1 << table.number()
-    ranks = [table.signed() for _ in range(table.number())] if config["mapping"] == "rank" else []
-
-    def decode(data: bytes, n: int) -> list[int]:
-        words, symbols = struct.unpack(f"<{len(data) // 4}I", data), []
-        streams, begin = [], lanes
-        for bits in words[:lanes]:
-            end = begin + (bits + 31) // 32
-            lane = "".join(f"{word:032b}" for word in words[begin:end])
-            assert "1" not in lane[bits:]
-            streams.append(map(int, lane[:bits]))
-            begin = end
-        for i in range(n):
-            stream, zeros = streams[i % lanes], 0
-            while not next(stream):
-                zeros += 1
-            number = ((1 << zeros) + take(stream, zeros) - 1 << k) + take(stream, k)
-            symbols.append(ranks[number] if ranks else unzigzag(number))
-        assert begin == len(words)
-        assert not any(True for stream in streams for _ in stream)
-        return symbols
-
-    yield from [decode] * segments
+    ranks = [table.signed() for _ in range(table.number())] if config["mapping"] == "rank" else None
+    for data, count in parts:
+        words = np.frombuffer(data, "<u4").astype(np.int64)
+        begins = 32 * (lanes + np.cumsum([0, *(words[:lanes] + 31) // 32]))
+        bits, at = bits_of(words.astype(">u4").tobytes()), begins[:-1].tolist()
+        for i in range(count):
+            begin = at[i % lanes]
+            middle = 2 * bits.index("1", begin) - begin + 1
+            at[i % lanes] = middle + k
+            number = (int(bits[begin:middle], 2) - 1 << k) + int("0" + bits[middle : middle + k], 2)
+            yield ranks[number] if ranks else unzigzag(number)
+        assert (at, begins[-1]) == ((begins[:-1] + words[:lanes]).tolist(), len(bits))
 
 
-def huffman(config: dict[str, Any], table: Numbers, segments: int) -> Iterator[Decode]:
-    values, words, word, last = table.ascending(), {}, 0, 0
-    for length, value in sorted((table.number(), value) for value in values) if len(values) > 1 else []:
-        word = word + 1 << length - last if words else 0
-        words[length, word], last = value, length
-
-    def decode(data: bytes, n: int) -> list[int]:
-        if len(values) == 1:
-            return values * n
-        bits, symbols = bits_of(data), []
-        for _ in range(n):
-            length, word = 0, 0
-            while (length, word) not in words:
-                length, word = length + 1, 2 * word + next(bits)
-            symbols.append(words[length, word])
-        return symbols
-
-    yield from [decode] * segments
+def huffman(config: Config, table: Table, parts: Parts) -> Iterator[int]:
+    values, word, last = table.ascending(), -1, 0
+    codes = {} if len(values) > 1 else {"": values[0]}
+    for length, value in sorted((table.number(), value) for value in values) if not codes else []:
+        word, last = word + 1 << length - last, length
+        codes[f"{word:0{length}b}"] = value
+    for data, count in parts:
+        bits, at = bits_of(data), 0
+        for _ in range(count):
+            end = next(end for end in range(at, len(bits) + 1) if bits[at:end] in codes)
+            yield codes[bits[at:end]]
+            at = end
 
 
-def rans(config: dict[str, Any], table: Numbers, segments: int) -> Iterator[Decode]:
+def rans(config: Config, table: Table, parts: Parts) -> Iterator[int]:
     precision = table.number()
     if precision == 0:
-        value = table.signed()
-        yield from [lambda data, n: [value] * n] * segments
+        yield from [table.signed()] * sum(count for _, count in parts)
         return
     lanes, width = 1 << table.number(), table.number()
     low = table.signed() if width else 0
-    kind = table.number()
-    if kind == 0:
-        entries: list[int | None] = [*table.ascending(), *([None] if width else [])]
-        frequencies = [table.number() for _ in entries]
-    else:
-        first, length, shape, scale = table.signed(), table.number() + 1, table.number(), table.signed()
-        center, zero = table.signed() if kind == 2 else 0, table.number()
-        law = first, length, shape, scale, center, zero, table.number() if width else 0
-        entries = [*range(first, first + length), *([None] if width else [])]
-        frequencies = implied_frequencies.frequencies(precision, *law)
-    starts = [0, *accumulate(frequencies)]
-    slots = [index for index, frequency in enumerate(frequencies) for _ in range(frequency)]
+    values, frequencies = symbols_and_frequencies(table, precision, width > 0)
+    starts, slots = [0, *accumulate(frequencies)], np.repeat(range(len(frequencies)), frequencies).tolist()
     assert len(slots) == 1 << precision
-    for escapes in [table.number() if width else 0 for _ in range(segments)]:
-
-        def decode(data: bytes, n: int, escapes: int = escapes) -> list[int]:
-            states, symbols = list(struct.unpack_from(f"<{lanes}I", data)), []
-            begin = 4 * lanes + 4 * ((escapes * width + 31) // 32)
-            bits = int.from_bytes(data[4 * lanes : begin], "little")
-            escaped = [low + (bits >> number * width) % (1 << width) for number in range(escapes)]
-            words = iter(struct.unpack(f"<{(len(data) - begin) // 2}H", data[begin:]))
-            for i in range(n):
-                state = states[i % lanes]
-                slot = state % (1 << precision)
-                entry = entries[slots[slot]]
-                symbols.append(escaped.pop(0) if entry is None else entry)
-                state = frequencies[slots[slot]] * (state >> precision) + slot - starts[slots[slot]]
-                states[i % lanes] = state << 16 | next(words) if state < 1 << 16 else state
-            assert (set(states), escaped) == ({1 << 16}, [])
-            assert list(words) in ([], [0])
-            return symbols
-
-        yield decode
+    escapes = [table.number() if width else 0 for _ in parts]
+    for (data, count), escaped in zip(parts, escapes, strict=True):
+        middle = 4 * lanes + 4 * ((escaped * width + 31) // 32)
+        states = np.frombuffer(data[: 4 * lanes], "<u4").tolist()
+        packed = int.from_bytes(data[4 * lanes : middle], "little")
+        outside = (low + (packed >> i * width) % (1 << width) for i in range(escaped))
+        words = iter(np.frombuffer(data[middle:], "<u2").tolist())
+        for i in range(count):
+            state = states[i % lanes]
+            entry = slots[state % len(slots)]
+            yield values[entry] if entry < len(values) else next(outside)
+            state = frequencies[entry] * (state >> precision) + state % len(slots) - starts[entry]
+            states[i % lanes] = state << 16 | next(words) if state < 1 << 16 else state
+        assert (set(states), [*outside], [*words] in ([], [0])) == ({1 << 16}, [], True)
 
 
-def float_bits(config: dict[str, Any], table: Numbers, segments: int) -> Iterator[Decode]:
-    width = config["width"]
-    tables = [bytes(next(table.data) for _ in range(table.number())) for _ in range(width // 8)]
-    for coded in zip(
-        *([*rans({}, Numbers(own), segments)] if own else [None] * segments for own in tables), strict=True
-    ):
-
-        def decode(data: bytes, n: int, coded: tuple[Decode | None, ...] = coded) -> list[int]:
-            number = sum(plane is not None for plane in coded)
-            lengths = iter(struct.unpack_from(f"<{number}I", data))
-            data, symbols = data[4 * number :], [0] * n
-            for plane in coded:
-                length = next(lengths) if plane else n
-                values = plane(data[:length], n) if plane else data[:length]
-                symbols, data = [256 * s + v for s, v in zip(symbols, values, strict=True)], data[length:]
-            assert not data
-            return [s >> 1 | (s & 1) << width - 1 for s in symbols]
-
-        yield decode
+def float_bits(config: Config, table: Table, parts: Parts) -> Iterator[int]:
+    tables = [bytes(next(table.data) for _ in range(table.number())) for _ in range(config["width"] // 8)]
+    planes: list[Parts] = [[] for _ in tables]
+    for data, count in parts:
+        at = 4 * sum(map(bool, tables))
+        lengths = iter(np.frombuffer(data[:at], "<u4").tolist())
+        for own, plane in zip(tables, planes, strict=True):
+            begin, at = at, at + (next(lengths) if own else count)
+            plane.append((data[begin:at], count))
+        assert at == len(data)
+    stored = [b"".join(data for data, _ in plane) for plane in planes]
+    values = [rans({}, Table(tables[i]), planes[i]) if tables[i] else stored[i] for i in range(len(tables))]
+    for symbol in zip(*values, strict=True):
+        number = int.from_bytes(symbol, "big")
+        yield number >> 1 | (number & 1) << config["width"] - 1
 
 
-DECODERS = {f.__name__: f for f in (fixed_length, exp_golomb, huffman, rans, float_bits)}
-STORED = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "bool": "?"}
-STORED |= {f"{kind}{8 * size}": f"<{kind[0]}{size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)}
-STORED |= {"float8_e4m3fn": "u1", "float8_e5m2": "u1"}
+DECODERS = {f.__name__: f for f in (fixed_length, exp_golomb, huffman, rans, float_bits, context)}
 
 
-def decode_stream(
-    config: dict[str, Any], table: bytes, segments: list[bytes], log2: int, count: int, row_length: int = 1
-) -> list[int]:
-    numbers: Numbers = Numbers(table)
-    symbols: list[int] = []
-    if config["name"] == "context":  # the only coder that knows of rows
-        kind = numbers.number()
-        value = 0 if kind else numbers.signed()
-        for begin, data in zip(range(0, count, 1 << log2), segments, strict=True):
-            n = min(1 << log2, count - begin)
-            own = context_decoder.decode(data, n, row_length, begin % row_length, kind - 1) if kind else [value] * n
-            symbols += own
-        assert next(numbers.data, None) is None
-        return symbols
-    decoders = list(DECODERS[config["name"]](config, numbers, len(segments)))
-    assert next(numbers.data, None) is None
-    for i, (decode, data) in enumerate(zip(decoders, segments, strict=True)):
-        symbols += decode(data, min(1 << log2, count - (i << log2)))
+def decode_stream(config: Config, table: bytes, data: list[bytes], log2: int, count: int, row: int = 1) -> list[int]:
+    numbers = Table(table)
+    parts = [(segment, min(1 << log2, count - (i << log2))) for i, segment in enumerate(data)]
+    symbols = list(DECODERS[config["name"]](config | {"row_length": row}, numbers, parts))
+    assert (next(numbers.data, None), len(symbols)) == (None, count)
     return symbols
 
 
-def floats(bits: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
-    if dtype == "bfloat16":
-        return (bits.astype("<u4") << 16).view("<f4")
-    if dtype == "float8_e5m2":
-        return (bits.astype("<u2") << 8).view("<f2")
-    if dtype == "float8_e4m3fn":
-        sign, exponent, mantissa = np.where(bits & 128, -1.0, 1.0), bits >> 3 & 15, bits & 7
-        values = sign * (mantissa / 8 + (exponent > 0)) * 2.0 ** (np.maximum(exponent, 1).astype(int) - 7)
-        return np.where(bits & 127 == 127, np.nan, values)
-    return bits.astype({"float32": "<u4", "float16": "<u2"}[dtype]).view(STORED[dtype])
-
-
-def decode_file(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The coded tensors and the raw ones of a file; floating-point ones in float32."""
+def decode_file(path: Path) -> dict[str, Array]:
+    """The tensors of a file; the bits of those whose data types NumPy does not have."""
     data = path.read_bytes()
-    end = 8 + struct.unpack_from("<Q", data)[0]
+    end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     manifest = json.loads(header.pop("__metadata__")["rdo"])
     assert (manifest["format"], manifest["version"]) == ("rdo-checkpoint", 3)
     entries = {name: data[end + e["data_offsets"][0] : end + e["data_offsets"][1]] for name, e in header.items()}
-    assert (
-        data[-36:] == entries["::seal"] == struct.pack("<I", crc32c(data[:end])) + hashlib.sha256(data[:-32]).digest()
-    )
+    assert entries["::seal"] == crc32c(data[:end]).to_bytes(4, "little") + hashlib.sha256(data[:-32]).digest()
     checksums = iter(np.frombuffer(entries.get("::raw_crc32c", b""), "<u4"))
-    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    tensors: dict[str, Array] = {}
     for name, value in manifest["tensors"].items():
         if isinstance(value, str):
             tensors[name] = tensors[value]
             continue
-        [group, size, *numbers] = value
-        kind, count = manifest["groups"][group], int(np.prod(size))
-        if kind["kind"] == "raw":
-            raw = entries[name + "::raw" if name + "::raw" in entries else name]
+        [number, size, *numbers] = value
+        group, count = manifest["groups"][number], int(np.prod(size))
+        if group["kind"] == "raw":
+            raw = entries.get(name + "::raw", entries.get(name, b""))
             assert all(crc32c(raw[at : at + 2**20]) == next(checksums) for at in range(0, len(raw), 2**20))
-            values = np.frombuffer(raw, STORED[kind["stored"]])
-            values = floats(values, kind["stored"]) if kind["stored"][:6] in ("bfloat", "float8") else values
+            values = np.frombuffer(raw, TYPES[group["stored"]])
+            if group["stored"] == "bfloat16" != group["dtype"]:
+                values = (values.astype("<u4") << 16).view("<f4").astype(TYPES[group["dtype"]])
         else:
-            rows, table, log2, checksum = [0, *numbers] if kind["kind"] == "lossless" else numbers
-            stream, segments = entries[name + "::stream"], -(-count >> log2)
-            head = stream[: table + 4 * rows + 8 * segments]
-            assert crc32c(head) == checksum
-            at, parts = len(head), []
-            for length, crc in struct.iter_unpack("<II", head[table + 4 * rows :]):
-                parts.append(stream[at : at + length])
-                assert crc32c(parts[-1]) == crc
-                at += length
-            assert at == len(stream)
-            lengths = [length for length in accumulate(reversed(size), mul, initial=1) if length >= 64]
-            row_length = min(lengths, default=count)
-            symbols = np.array(decode_stream(kind["coder"], head[:table], parts, log2, count, row_length), np.int64)
-            steps = np.frombuffer(head[table : table + 4 * rows], "<f4")
-            products = symbols.astype("<f4").reshape(max(rows, 1), -1) * steps[:, None] if rows else symbols
-            values = products if rows else floats(symbols, kind["dtype"])
-            if kind["dtype"] == "bfloat16":  # half to even
-                wide = values.view("<u4").astype(np.int64)
-                values = floats(wide + 0x7FFF + (wide >> 16 & 1) >> 16, "bfloat16")
+            values = coded(entries[name + "::stream"], group, size, count, *numbers)
         tensors[name] = values.reshape(size)
     assert next(checksums, None) is None
     return tensors
+
+
+def coded(stream: bytes, group: Config, shape: list[int], count: int, *numbers: int) -> Array:
+    """The elements of a tensor from its stream."""
+    [steps, table_bytes, log2, checksum] = [0, *numbers] if group["kind"] == "lossless" else numbers
+    begin = table_bytes + 4 * steps
+    at = begin + 8 * -(-count >> log2)
+    assert crc32c(stream[:at]) == checksum
+    sizes, checksums = np.frombuffer(stream[begin:at], "<u4").reshape(-1, 2).astype(np.int64).T
+    parts = [part.tobytes() for part in np.split(np.frombuffer(stream[at:], "u1"), np.cumsum(sizes)[:-1])]
+    assert ([crc32c(part) for part in parts], at + sizes.sum()) == (checksums.tolist(), len(stream))
+    lengths = [length for length in accumulate(reversed(shape), mul, initial=1) if length >= 64]
+    symbols = decode_stream(group["coder"], stream[:table_bytes], parts, log2, count, min(lengths, default=count))
+    if group["kind"] == "lossless":
+        return np.array(symbols, f"<u{group['coder']['width'] // 8}").view(TYPES[group["dtype"]])
+    values = np.array(symbols, "<f4").reshape(steps, -1) * np.frombuffer(stream[table_bytes:begin], "<f4")[:, None]
+    if group["dtype"] == "bfloat16":  # the nearest, of two the even one
+        values = values.view("<u4") + 0x7FFF + (values.view("<u4") >> 16 & 1) >> 16
+    return values.astype(TYPES[group["dtype"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
+from typing import Any
 
 
 def powers() -> list[int]:
@@ -88,3 +89,15 @@ def frequencies(
     if zero:
         found[-low] = zero
     return [*found, escape] if escape else found
+
+
+def symbols_and_frequencies(table: Any, precision: int, escape: bool) -> tuple[list[int], list[int]]:
+    """The kept symbols of a table of rANS, and the frequencies, that of the escape last; implied or written out."""
+    kind = table.number()
+    if kind == 0:
+        values = table.ascending()
+        return values, [table.number() for _ in range(len(values) + escape)]
+    first, count, shape, scale = table.signed(), table.number() + 1, table.number(), table.signed()
+    center, zero = table.signed() if kind == 2 else 0, table.number()
+    law = first, count, shape, scale, center, zero, table.number() if escape else 0
+    return [*range(first, first + count)], frequencies(precision, *law)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import struct
 import zlib
@@ -26,7 +27,7 @@ DECODE = {1: format_version_1.decode_file, 2: format_version_2.decode_file, 3: f
 CODERS = {
     1: format_version_2.DECODERS,
     2: format_version_2.DECODERS,
-    3: {*format_version_3.DECODERS, "context"},
+    3: format_version_3.DECODERS,
 }
 
 
@@ -39,7 +40,17 @@ def test_committed_files_are_read_exactly(path: Path) -> None:
     for name, tensor in expected.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(found[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
-        assert np.array_equal(documented[name], tensor.double().numpy())
+        assert same(documented[name], tensor)
+
+
+def same(documented: np.ndarray[Any, Any], tensor: torch.Tensor) -> bool:
+    """To the bit; a second decoder has older versions' weights in float32, and bits for types that NumPy lacks."""
+    if documented.dtype.kind == "f" and documented.itemsize != tensor.itemsize:
+        return np.array_equal(documented, tensor.double().numpy())
+    return (
+        documented.shape == tensor.shape
+        and documented.tobytes() == tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    )
 
 
 def test_files_written_now_are_those_of_the_documents(tmp_path: Path) -> None:
@@ -57,7 +68,18 @@ def test_files_written_now_are_those_of_the_documents(tmp_path: Path) -> None:
         documented = format_version_3.decode_file(tmp_path / name)
         assert documented.keys() == state.keys()
         for key, tensor in state.items():
-            assert np.array_equal(documented[key], tensor.double().numpy())
+            assert same(documented[key], tensor)
+
+
+def test_the_second_decoder_is_short() -> None:
+    """Lines of code: what is blank, imported or said in docstrings aside."""
+    source = Path(format_version_3.__file__).read_text()
+    aside: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        said = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if said or isinstance(node, ast.Import | ast.ImportFrom):
+            aside.update(range(node.lineno, (node.end_lineno or 0) + 1))
+    assert sum(bool(line.strip()) for i, line in enumerate(source.splitlines(), 1) if i not in aside) <= 150
 
 
 @pytest.mark.parametrize("version", DECODE)
