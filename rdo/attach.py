@@ -19,9 +19,9 @@ from rdo.constraint import RateConstraint
 from rdo.control import Schedule
 from rdo.entropy import EntropyModel
 from rdo.errors import ConfigError
-from rdo.optimizer_state import will_skip
 from rdo.quantizers import AllocatedQuantizer
 from rdo.rate_report import RateReport
+from rdo.sharding import is_main_process
 from rdo.target import DEFAULT_PRESSURE, SizeTarget
 
 Selection = Literal["matrices", "all"] | Callable[[str, Tensor], bool]
@@ -57,9 +57,11 @@ class StepAttachment(Attachment):
 
     def __init__(self, constraint: RateConstraint, optimizer: Optimizer) -> None:
         super().__init__(constraint)
+        self._checked = False
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(lambda optimizer, *_: self._after_step(optimizer)),
+            # A compiled step calls the hooks, and need not compile them: they are compiled already.
+            optimizer.register_step_pre_hook(_eager(self._before_step)),
+            optimizer.register_step_post_hook(_eager(self._after_step)),
         ]
 
     def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -72,10 +74,22 @@ class StepAttachment(Attachment):
                 "optimizer.step(closure) recomputes the gradients and would drop the rate term; call the closure "
                 'yourself and then optimizer.step(), or use apply="proximal"'
             )
+        if not self._checked:
+            self._check_that_parameters_are_updated(optimizer)
         self.constraint.before_step(optimizer)
 
-    def _after_step(self, optimizer: Optimizer) -> None:
+    def _after_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.constraint.after_step(optimizer)
+
+    def _check_that_parameters_are_updated(self, optimizer: Optimizer) -> None:
+        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in zip(self.constraint.names, self.constraint.parameters, strict=True):
+            if id(parameter) not in updated:
+                raise ConfigError(
+                    f"{name} is not in the optimizer any more: something replaced the parameters after rdo.attach. "
+                    "Attach last, after fully_shard, parallelize_module or accelerator.prepare"
+                )
+        self._checked = True
 
 
 class TargetAttachment(StepAttachment):
@@ -110,13 +124,13 @@ class TargetAttachment(StepAttachment):
         self.target.load_state_dict(state["target"])
 
     def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        if not will_skip(optimizer):
+        if not self.constraint.skips(optimizer):
             self.target.before_step()
         super()._before_step(optimizer, arguments, options)
 
-    def _after_step(self, optimizer: Optimizer) -> None:
-        super()._after_step(optimizer)
-        if not will_skip(optimizer):
+    def _after_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        super()._after_step(optimizer, arguments, options)
+        if not self.constraint.skipping:
             self.target.after_step()
 
 
@@ -159,7 +173,8 @@ def attach(
     after unscaling and clipping, and not at all when the scaler skips the step.
 
     Args:
-        optimizer: any torch optimizer over (some of) the model's parameters.
+        optimizer: any torch optimizer over (some of) the model's parameters, or what accelerate made of one. Attach
+            after whatever replaces parameters: ``fully_shard``, ``parallelize_module``, ``accelerator.prepare``.
         model: gives the parameters their names.
         lam: loss per bit per parameter (or the paper's lambda with ``units="paper"``), or a schedule of it.
         bits_per_parameter, size_mb: the size instead: of the whole file, over all stored parameters, or in 10^6 bytes.
@@ -175,7 +190,7 @@ def attach(
             where it gives the same bits as :class:`rdo.loss.RateTerm` without its memory.
         target_options: with a size, ``pressure``, ``allocation``, ``start``, ``coder`` and ``raw_dtype`` of
             :class:`rdo.target.SizeTarget`.
-        options: ``apply``, ``units``, ``pooling``, ``scale_by_lr``, ``precondition``, ``fit_to`` of
+        options: ``apply``, ``units``, ``pooling``, ``scale_by_lr``, ``precondition``, ``fit_to``, ``lam_factors`` of
             :class:`rdo.constraint.RateConstraint`.
 
     Returns:
@@ -184,6 +199,7 @@ def attach(
     Raises:
         ConfigError: nothing would be covered, or an option is wrong.
     """
+    optimizer = innermost(optimizer)
     updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) in updated]
     chosen = [
@@ -211,13 +227,29 @@ def attach(
     constraint.warn_of_lost_steps()
     if in_backward and constraint.apply != "gradient":
         raise ConfigError(f'in_backward=True goes with apply="gradient", got {constraint.apply!r}')
-    if verbose:
+    if in_backward and constraint.shards.sharded:
+        raise ConfigError("in_backward=True is for parameters of one process; sharded ones get the term in the step")
+    if sized and constraint.shards.sharded:
+        raise ConfigError("a size is for parameters of one process or of DDP; sharded ones take lam")
+    if verbose and is_main_process():
         print(describe(constraint, trainable))
     if not sized:
         return BackwardAttachment(constraint) if in_backward else StepAttachment(constraint, optimizer)
     sizes: dict[str, Any] = {"bits_per_parameter": bits_per_parameter, "size_mb": size_mb}
     target = SizeTarget(model, constraint, **sizes, **(target_options or {}))
     return TargetAttachment(constraint, target, optimizer)
+
+
+def _eager(hook: Callable[..., None]) -> Callable[..., None]:
+    disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The torch optimizer in a wrapper such as accelerate's, whose own hooks would never be called."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def describe(constraint: RateConstraint, trainable: Sequence[tuple[str, Tensor]]) -> str:

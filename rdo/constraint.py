@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import rdo_kernels
-from rdo.control import Constant, Schedule
+from rdo.coded_rate import coded_rate
+from rdo.control import Constant, Schedule, factors_by_name
 from rdo.entropy import EntropyModel, entropy_model_from_config
 from rdo.errors import ConfigError
 from rdo.fitted_law import FittedLaw
-from rdo.optimizer_state import LearningRates, gradient_scale, preconditioners_of, will_skip
+from rdo.optimizer_state import LearningRates, gradient_scale, may_initialise, preconditioners_of, will_skip
 from rdo.quantizers import Quantizer
 from rdo.rate_report import RateReport
+from rdo.sharding import Shards
 
 Apply = Literal["gradient", "decoupled", "proximal"]
 Units = Literal["bits", "paper"]
@@ -53,6 +55,8 @@ class RateConstraint:
         precondition: "proximal" only: divide by the optimizer's ``sqrt(v) + eps``, as its own step is.
         fit_to: fit the law to the weights "before" the optimizer's step (Algorithm 1) or, for "decoupled" and
             "proximal", "after" it (the order of the authors' code; :class:`rdo.optim.RateAdamW` then needs two passes).
+        lam_factors: factors of lambda by patterns of names such as ``{"*embed*": 0.5, "*": 2.0}``. The first pattern
+            that matches a name decides; a name that none matches has the factor 1.
 
     Raises:
         ConfigError: no parameters, a duplicate, or options that contradict each other.
@@ -70,6 +74,7 @@ class RateConstraint:
         scale_by_lr: bool = False,
         precondition: bool = False,
         fit_to: FitTo = "before",
+        lam_factors: Mapping[str, float] | None = None,
     ) -> None:
         pairs = list(named_parameters)
         self.names = [name for name, _ in pairs]
@@ -101,19 +106,23 @@ class RateConstraint:
         self.schedule: Schedule = lam if callable(lam) else Constant(0.0 if isinstance(lam, Tensor) else float(lam))
         self.units, self.apply, self.pooling, self.fit_to = units, apply, pooling, fit_to
         self.scale_by_lr, self.precondition = scale_by_lr, precondition
+        self.lam_factors = dict(lam_factors or {})
+        self._factors = torch.tensor(factors_by_name(self.lam_factors, self.names), dtype=torch.float64)
         self.step = 0
-        self.law = FittedLaw(entropy_model, self.names, self.parameters, pool=pooling == "global")
+        self.shards = Shards(self.names, self.parameters)
+        self.law = FittedLaw(entropy_model, self.names, self.shards, pool=pooling == "global")
         self._lam = self._scheduled_lam()
         self._bits: Callable[[], Tensor] | None = None
         self._seen_theta: Callable[[], Tensor] | None = None
         self._in_backward: Tensor | None = None
+        self.skipping = False
         self.learning_rates = LearningRates()
 
     def warn_of_lost_steps(self) -> None:
-        """Say so if steps are taken on 16-bit weights themselves."""
-        if self.apply != "gradient" and any(p.dtype in (torch.bfloat16, torch.float16) for p in self.parameters):
+        """Say so if steps are taken on 16-bit weights, or added to 16-bit gradients, themselves."""
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in self.parameters):
             warnings.warn(
-                f'apply="{self.apply}" on 16-bit weights: steps below half a unit in the last place are lost; '
+                f'apply="{self.apply}" on 16-bit weights: what is below half a unit in the last place is lost; '
                 "train on a float32 copy of the weights: rdo.optim.RateAdamW(..., master_weights=True)",
                 stacklevel=3,
             )
@@ -127,29 +136,30 @@ class RateConstraint:
         """
         return self.law.fit(self.step)
 
+    def skips(self, optimizer: Optimizer) -> bool:
+        """Whether the step to come is none: a scaler's, or one that lets the optimizer's state come into being."""
+        return will_skip(optimizer) or (
+            may_initialise(optimizer) and not self.shards.any(p.grad for p in self.parameters)
+        )
+
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
         """Fit the law and, for "gradient", add the rate's gradient. Call after unscaling and clipping."""
         self._lam = self._scheduled_lam()
-        if not self.active or will_skip(optimizer):
+        self.skipping = self.skips(optimizer)
+        if not self.active or self.skipping:
             return
         if self.fit_to == "before":
             self.fit()
         if self.apply == "gradient":
-            factor = gradient_scale(optimizer)
-            for parameter in self.parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                elif parameter.grad.is_sparse:
-                    raise ConfigError("sparse gradients cannot carry the rate term; use dense embeddings gradients")
-            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-            bits = self._add_gradients(self.parameters, gradients, self._scales() * factor)
+            scales = self._scales() * gradient_scale(optimizer)
+            bits = self._add_gradients(self.shards.parts(), self.shards.gradients(), scales)
             self._bits = lambda: bits
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
         """Apply the "decoupled" or "proximal" step and count the step."""
-        if will_skip(optimizer):
+        if self.skipping:
             return
         if self.active and self.apply != "gradient":
             if self.fit_to == "after":
@@ -195,30 +205,28 @@ class RateConstraint:
 
     @torch.no_grad()
     def report(self) -> RateReport:
-        """What the last constrained step saw; waits for the device."""
+        """What the last constrained step saw; waits for the device. Of sharded weights every process must ask."""
         names = self.entropy_model.theta_names
         theta = self._seen_theta() if self._seen_theta is not None else self.law.theta
         values = [math.nan] * len(names) if theta is None else theta.reshape(-1, len(names)).mean(0).tolist()
-        bits = math.nan if self._bits is None else float(self._bits().sum()) / self.count
+        bits = math.nan if self._bits is None else self.shards.sum(self._bits()) / self.count
         lam = self._lam if self.lam_tensor is None else float(self.lam_tensor)
         return RateReport(self.step, lam, self.count, bits, dict(zip(names, values, strict=True)))
 
     @torch.no_grad()
     def surrogate_rate(self) -> float:
         """Mean training rate of the weights as they are now, in bits per parameter above the mode."""
-        return float(rdo_kernels.rate(self.parameters, self.entropy_model, self.fit()).sum()) / self.count
+        theta = self.fit()
+        return self.shards.sum(rdo_kernels.rate(self.shards.parts(), self.entropy_model, theta)) / self.count
 
     @torch.no_grad()
     def coded_rate(self, quantizer: Quantizer) -> float:
         """Order-0 entropy of the covered weights quantised now, in bits per parameter: what an ideal coder pays.
 
-        Each tensor has its own histogram; tables and scales are not counted.
+        Each tensor has its own histogram; tables and scales are not counted. Sharded tensors are gathered, one at a
+        time, in which every process must take part.
         """
-        bits = 0.0
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            counts = quantizer.counts(parameter, name).to(torch.float64)
-            bits += float((counts * torch.log2(parameter.numel() / counts)).sum())
-        return bits / self.count
+        return coded_rate(zip(self.names, self.parameters, strict=True), quantizer).bits_per_parameter
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state. The law is re-estimated from the weights, so the step and peak learning rates suffice."""
@@ -238,6 +246,7 @@ class RateConstraint:
                 )
         self.step = int(state["step"])
         self.learning_rates.load_state_dict(state["lr_max"])
+        self.law.forget()
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -249,6 +258,7 @@ class RateConstraint:
             "precondition": self.precondition,
             "fit_to": self.fit_to,
             "parameters": self.count,
+            "lam_factors": self.lam_factors,
         }
 
     def _scheduled_lam(self) -> float:
@@ -263,7 +273,7 @@ class RateConstraint:
         assert theta is not None
         lam = torch.as_tensor(self._lam if self.lam_tensor is None else self.lam_tensor, dtype=rounded).to(theta)
         factor = self.entropy_model.paper_factor(theta) if self.units == "paper" else theta.new_ones(())
-        return (factor * lam / self.count).expand(len(self.parameters))
+        return factor * lam / self.count * self._factors.to(theta.device)
 
     def _add_gradients(
         self, weights: Sequence[Tensor], gradients: Sequence[Tensor], scales: Tensor, row: int | None = None
@@ -284,9 +294,9 @@ class RateConstraint:
             scales = scales * self.learning_rates.of(self.parameters, optimizer, as_share=self.scale_by_lr)
         theta, scales = law.sound(law.theta), law.sound(scales, 0.0)
         if self.apply == "decoupled":
-            bits, moments = rdo_kernels.subtract_rate_gradient(self.parameters, family, theta, scales)
+            bits, moments = rdo_kernels.subtract_rate_gradient(self.shards.parts(), family, theta, scales)
         else:
             divisors = preconditioners_of(self.parameters, optimizer) if self.precondition else None
-            bits, moments = rdo_kernels.proximal_step(self.parameters, family, theta, scales, divisors)
+            bits, moments = rdo_kernels.proximal_step(self.shards.parts(), family, theta, scales, divisors)
         self._bits = lambda: bits
         law.follow(moments)

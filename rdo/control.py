@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from rdo.errors import ConfigError
 
 Schedule = Callable[[int], float]
 """Maps the number of finished optimizer steps to lambda. At lambda 0 the constraint costs nothing and does nothing."""
@@ -39,3 +43,20 @@ class WarmUp:
 
     def __call__(self, step: int) -> float:
         return self.lam * min(1.0, (step + 1) / max(self.steps, 1))
+
+
+def factors_by_name(factors: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    """The factor of each name: that of the first pattern (``*``, ``?``, ``[...]``) that matches it, else 1.
+
+    Raises:
+        ConfigError: a factor is not a number of 0 or more, or a pattern is the first match of no name.
+    """
+    first = [next((pattern for pattern in factors if fnmatchcase(name, pattern)), None) for name in names]
+    for pattern, factor in factors.items():
+        if not 0.0 <= factor < math.inf:
+            raise ConfigError(f"the factor of lambda for {pattern!r} must be a number of 0 or more, got {factor}")
+        if pattern not in first:
+            taken = any(fnmatchcase(name, pattern) for name in names)
+            why = "patterns before it match first" if taken else f"it matches none of {', '.join(names[:3])}, ..."
+            raise ConfigError(f"lam_factors: {pattern!r} decides nothing: {why}")
+    return [1.0 if pattern is None else float(factors[pattern]) for pattern in first]

@@ -1,4 +1,4 @@
-"""The law of some weights, fitted again as they change, without waiting for a GPU."""
+"""The law of some weights, fitted again as they change, without waiting for a GPU; they may be sharded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 import rdo_kernels
 from rdo.entropy import EntropyModel
 from rdo.errors import NonFiniteWeightsError
+from rdo.sharding import SUMS, Shards
 from rdo_kernels.alarm import Alarm, capturing
-from rdo_kernels.fused import Watch, pooled
+from rdo_kernels.fused import Watch
 
 
 class FittedLaw:
@@ -21,12 +22,12 @@ class FittedLaw:
         theta: what :meth:`fit` found last, float64 [K], or [T, K] for a law per tensor.
     """
 
-    def __init__(self, family: EntropyModel, names: Sequence[str], weights: Sequence[Tensor], *, pool: bool) -> None:
+    def __init__(self, family: EntropyModel, names: Sequence[str], shards: Shards, *, pool: bool) -> None:
         self.theta: Tensor | None = None
-        self._family, self._names, self._weights, self._pool = family, names, weights, pool
+        self._family, self._names, self._shards, self._pool = family, names, shards, pool
         self._moments: Tensor | None = None
-        self._watch = Watch(weights)
-        self._alarm = Alarm(1, weights[0].device)
+        self._watch = Watch(shards.parts)
+        self._alarm = Alarm(1, shards.parts()[0].device)
 
     def fit(self, step: int) -> Tensor:
         """Fit to the weights as they are now and return theta; ``step`` is for the message of an error.
@@ -39,9 +40,10 @@ class FittedLaw:
                 error comes with a later fit; until then :meth:`sound` keeps such a law from doing harm.
         """
         if self._moments is None or self._watch.changed():
-            self._moments = rdo_kernels.moments(self._weights)
-        self._check(self._moments, step)
-        self.theta = self._family.fit(pooled(self._moments) if self._pool else self._moments)
+            self._moments = rdo_kernels.moments(self._shards.parts())
+        total = self._shards.total(self._moments, pool=self._pool)
+        self._check(self._moments, total, step)
+        self.theta = self._family.fit(total)
         return self.theta
 
     def changed(self) -> bool:
@@ -57,25 +59,30 @@ class FittedLaw:
         self._moments = moments
         self._watch.mark()
 
+    def forget(self) -> None:
+        """Take the weights for new ones: a checkpoint was loaded, perhaps in ways that autograd does not count."""
+        self._moments = None
+
     def sound(self, values: Tensor, otherwise: float = 1.0) -> Tensor:
         """The values, or another number for each if weights on a GPU are not finite, which the host learns later."""
         return torch.where(self._alarm.flags[0] == 0, values, otherwise) if values.is_cuda else values
 
     def non_finite(self, rows: Sequence[int], step: int) -> NonFiniteWeightsError:
         """The error that says which of the weights are not finite."""
-        bad = [self._names[row] for row in rows]
+        bad = [self._names[row] for row in rows] or ["on another rank"]
         return NonFiniteWeightsError(
             f"{', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}: weights are NaN or infinite at step {step}; "
             "the training diverged: go back to a checkpoint, and lower the learning rate or lambda"
         )
 
-    def _check(self, moments: Tensor, step: int) -> None:
+    def _check(self, moments: Tensor, total: Tensor, step: int) -> None:
         held = capturing(moments.device)
         late = not held and self._alarm.rung()
-        self._alarm.flags.copy_(moments.isfinite().all().logical_not())
+        # Of the total, so that all processes stop at the same step.
+        self._alarm.flags.copy_(total[..., :SUMS].isfinite().all().logical_not())
         if not held:
             self._alarm.send()
         if late or (not moments.is_cuda and self._alarm.rung()):
             bad = moments.isfinite().all(dim=1).logical_not().nonzero().flatten().tolist()
-            if bad:
+            if bad or self._shards.sharded:
                 raise self.non_finite(bad, step)

@@ -57,12 +57,16 @@ class RateAdamW(Optimizer):
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if not isinstance(value, Tensor) and not value >= 0.0:
                 raise ConfigError(f"{name} must be 0 or more, got {value}")
+        if rate.shards.sharded or rate.lam_factors:
+            raise ConfigError(
+                "RateAdamW takes neither sharded parameters nor lam_factors; use torch.optim.AdamW and rdo.attach"
+            )
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise ConfigError(f"betas must be in [0, 1), got {betas}")
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, options)
         self.rate, self._master_weights, self._backend = rate, master_weights, backend
-        if not master_weights:
+        if not master_weights and rate.apply != "gradient":  # whose sum with the gradient is never rounded to 16 bits
             rate.warn_of_lost_steps()
         self._fused: FusedAdamW | None = None
         self._members: list[int] = []

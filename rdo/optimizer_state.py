@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,22 @@ from torch.optim import Optimizer
 
 import rdo_kernels
 from rdo.errors import ConfigError
+from rdo.sharding import local_part
 
 
 def will_skip(optimizer: Optimizer) -> bool:
     """Whether a GradScaler found infinite gradients and this fused optimizer is about to do nothing."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf)
+
+
+def may_initialise(optimizer: Optimizer) -> bool:
+    """Whether this may be the step without effect that lets state come into being before a checkpoint is loaded.
+
+    torch.distributed.checkpoint takes one, with learning rates and gradients of zero. Gradients are not looked at here.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
+    return not optimizer.state and not any(isinstance(rate, Tensor) or rate for rate in rates)
 
 
 def gradient_scale(optimizer: Optimizer) -> float | Tensor:
@@ -53,13 +63,13 @@ class LearningRates:
         member = {id(parameter): index for index, group in enumerate(groups) for parameter in group["params"]}
         return torch.stack(rates)[[member[id(parameter)] for parameter in parameters]]
 
-    def state_dict(self) -> dict[int, float]:
-        """The largest learning rate of each group."""
-        return {index: float(lr) for index, lr in self._largest.items()}
+    def state_dict(self) -> list[float]:
+        """The largest learning rate of each group. A list: distributed checkpoints load no new keys of a dictionary."""
+        return [float(lr) for lr in self._largest.values()]
 
-    def load_state_dict(self, state: Mapping[Any, float]) -> None:
-        """Go on from :meth:`state_dict`, of which JSON makes strings of the keys."""
-        self._largest = {int(index): float(lr) for index, lr in state.items()}
+    def load_state_dict(self, state: Sequence[float]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self._largest = {index: float(lr) for index, lr in enumerate(state)}
 
 
 def preconditioners_of(parameters: list[Tensor], optimizer: Optimizer) -> list[rdo_kernels.Preconditioner]:
@@ -78,8 +88,8 @@ def preconditioners_of(parameters: list[Tensor], optimizer: Optimizer) -> list[r
                 f"precondition=True needs an optimizer with a second moment (Adam, AdamW); {type(optimizer).__name__} "
                 "keeps none for a covered parameter"
             )
-        moments.append(moment)
-        steps.append(torch.as_tensor(state["step"]))
+        moments.append(local_part(moment))
+        steps.append(local_part(torch.as_tensor(state["step"])))
         betas.append(float(group["betas"][1]))
         floors.append(float(group["eps"]))
     count = torch.stack(steps).to(torch.float64)  # of all at once: on a GPU none is waited for

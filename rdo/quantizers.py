@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -48,6 +48,13 @@ class QuantizedTensor:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return ``symbols * step``, computed in float32 and rounded to ``dtype``; size of the symbols."""
         return rdo_kernels.dequantize([self.symbols], [self.steps], dtype)[0]
+
+
+class SymbolCounts(NamedTuple):
+    """Symbols in ascending order, int [K], and how often each occurs, int64 [K], all > 0."""
+
+    symbols: Tensor
+    counts: Tensor
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,11 @@ class Quantizer(ABC):
         return QuantizedTensor(found.symbols[0], steps)
 
     def counts(self, weight: Tensor, name: str = "tensor") -> Tensor:
-        """How often each symbol occurs in what :meth:`quantize` gives: int64 [K], all > 0, by ascending symbol.
+        """How often each symbol occurs in what :meth:`quantize` gives: int64 [K], all > 0, by ascending symbol."""
+        return self.histogram(weight, name).counts
+
+    def histogram(self, weight: Tensor, name: str = "tensor") -> SymbolCounts:
+        """Which symbols occur in what :meth:`quantize` gives, and how often.
 
         Raises:
             As :meth:`quantize`.
@@ -97,10 +108,9 @@ class Quantizer(ABC):
         counts = rdo_kernels.quantize([values], [steps], self.dead_zone, dtype=torch.int16).counts
         assert counts is not None
         if int(counts[0, -1]):  # some have no bin
-            symbols = self.quantize(weight, name).symbols
-            wide: Tensor = torch.unique(symbols, return_counts=True)[1]
-            return wide
-        return counts[0][counts[0] > 0]
+            return SymbolCounts(*torch.unique(self.quantize(weight, name).symbols, return_counts=True))
+        bins = counts[0].nonzero().flatten()
+        return SymbolCounts(bins - counts.shape[1] // 2 + 1, counts[0][bins])
 
     def _values_and_steps(self, weight: Tensor, name: str) -> tuple[Tensor, Tensor]:
         if not weight.is_floating_point():

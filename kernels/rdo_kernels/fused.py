@@ -7,7 +7,7 @@ wrote them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -134,7 +134,7 @@ def fused_adamw(
 class Watch:
     """Notices changes of tensors, as autograd counts them (writes to ``.data`` escape it)."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Callable[[], Sequence[Tensor]]) -> None:
         self._tensors = tensors
         self._seen: list[tuple[int, int]] | None = None
 
@@ -152,7 +152,7 @@ class Watch:
         return self._seen != self._state()
 
     def _state(self) -> list[tuple[int, int]]:
-        return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
+        return [(tensor.data_ptr(), tensor._version) for tensor in self._tensors()]
 
 
 class HostAdamW:
@@ -163,7 +163,7 @@ class HostAdamW:
         self._groups = np.array(groups, np.int64)
         self._covered = np.array(term.covered, np.bool_)
         self._count = sum(w.numel() for w, own in zip(tensors.weights, term.covered, strict=True) if own)
-        self._watch = Watch(tensors.copies if tensors.copies is not None else tensors.weights)
+        self._watch = Watch(lambda: tensors.copies if tensors.copies is not None else tensors.weights)
         self._moments = torch.empty(0)
         self._bits = torch.zeros(len(groups), dtype=torch.float64)
         self._theta = torch.empty(0)

@@ -26,7 +26,7 @@ class DeviceAdamW:
         self._tensors, self._term = tensors, term
         self._cut = geometry(*self._side_by_side(gradients))
         self._addresses = _Places(count, 4 if tensors.copies is None else 5, device)
-        self._watch = Watch(tensors.copies if tensors.copies is not None else tensors.weights)
+        self._watch = Watch(lambda: tensors.copies if tensors.copies is not None else tensors.weights)
         self._alarm = Alarm(triton.cdiv(count, self._block), device)
 
         members = torch.tensor([list(groups), [int(own) for own in term.covered]], dtype=torch.int64)
