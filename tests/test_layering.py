@@ -93,6 +93,7 @@ def test_arrows(package: str, forbidden: tuple[str, ...]) -> None:
     [
         (("pandas", "matplotlib"), ("rdo_harness.report", "rdo_harness.report_tables", "rdo_harness.figures")),
         (("transformers",), ("rdo_harness.architectures", "rdo.integrations", "rdo_harness.peers.workers")),
+        (("peft", "pytorch_lightning", "accelerate"), ("rdo.integrations",)),
         (("numba", "triton"), ("rdo_kernels",)),
         (
             ("rdo_kernels",),

@@ -10,11 +10,14 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rdo.errors import IntegrationError
 from rdo.integrations.folder import METHOD, WEIGHTS
 from rdo.integrations.stored import StoredTensor, stored_tensors
+
+if TYPE_CHECKING:
+    from rdo.integrations.trainer import RateCallback
 
 _ADVICE = (
     "Tested are transformers 4.57 and 5.23: install one of them, "
@@ -191,6 +194,15 @@ def _extend() -> None:
         loading._materialize_copy = _decode_there(loading._materialize_copy)
 
 
+def __getattr__(name: str) -> Any:
+    """``RateCallback`` on demand: models are loaded without the Trainer, which needs accelerate."""
+    if name == "RateCallback":
+        from rdo.integrations.trainer import RateCallback
+
+        return RateCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 _extend()
 
-__all__ = ["RdoConfig", "RdoQuantizer", "StoredTensor"]
+__all__ = ["RateCallback", "RdoConfig", "RdoQuantizer", "StoredTensor"]
