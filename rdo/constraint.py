@@ -84,13 +84,8 @@ class RateConstraint:
             raise ConfigError("the rate constraint covers no weights; check which parameters were selected")
         if len({id(parameter) for parameter in self.parameters}) < len(pairs):
             raise ConfigError("a parameter was given twice; tied weights must be covered once")
-        choices = (
-            ("units", units, Units),
-            ("apply", apply, Apply),
-            ("pooling", pooling, Pooling),
-            ("fit_to", fit_to, FitTo),
-        )
-        for option, value, known in choices:
+        choices = {"units": Units, "apply": Apply, "pooling": Pooling, "fit_to": FitTo}
+        for (option, known), value in zip(choices.items(), (units, apply, pooling, fit_to), strict=True):
             if value not in get_args(known):
                 raise ConfigError(f"{option} must be one of {', '.join(get_args(known))}; got {value!r}")
         if scale_by_lr and apply != "decoupled":

@@ -89,7 +89,7 @@ def compressed_file(path: Path) -> Path:
     return path / COMPRESSED if path.is_dir() else path
 
 
-def write_model(source: Path, out: Path, name: str, write: Callable[[Path], None]) -> Path:
+def write_model(source: Path, out: Path, name: str, write: Callable[[Path], object]) -> Path:
     """Let ``write`` create a file: ``out`` itself, or for a directory ``out/name`` beside copies of everything in
     ``source`` that holds no weights. A directory appears when it is complete.
 

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-
-from rdo.attach import Attachment, attach
+from rdo.attach import Attachment, TargetAttachment, attach
 from rdo.coded_rate import coded_rate
 from rdo.errors import CheckpointError, ConfigError, IntegrationError
-from rdo.files import atomic_write
-from rdo.integrations.model_folder import compress_folder
+from rdo.integrations.model_folder import COMPRESSED, compress_folder, write_model
 from rdo.quantizers import Quantizer, UniformQuantizer
+from rdo.state_file import load_state, save_state
 
 try:
-    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, trainer_utils
 except ImportError as error:
     raise IntegrationError(f"the Trainer of transformers cannot be used: {error}; pip install accelerate") from error
 
-COMPLETE = "rdo.json"
-"""File in a checkpoint folder that is written last: without it, saving was interrupted."""
-_KEY = "rdo.RateCallback"
+STATE = "rdo_state.safetensors"
+"""The rate constraint's state in a checkpoint folder. It is written last: without it, saving was interrupted."""
+_ADVICE = "Resume from a complete one, RateCallback.last_checkpoint(output_dir), or do not resume"
 
 
 class RateCallback(TrainerCallback):
@@ -39,7 +36,8 @@ class RateCallback(TrainerCallback):
     Args:
         save_to: folder to write at the end of the training: configuration, tokenizer, and ``model.rdo``.
         quantizer, coder: of the rate that is logged and of that folder; defaults as in :func:`rdo.save_compressed`.
-        options: those of :func:`rdo.attach`, ``lam`` among them.
+        options: those of :func:`rdo.attach`, ``lam`` or ``bits_per_parameter`` among them. With a size the folder has
+            that size, by the steps that were trained for, and ``quantizer`` is only what is logged.
     """
 
     def __init__(
@@ -51,6 +49,7 @@ class RateCallback(TrainerCallback):
         **options: Any,
     ) -> None:
         self.handle: Attachment | None = None
+        self.resumes_from: Path | None = None
         self._save_to = None if save_to is None else Path(save_to)
         self._quantizer, self._coder, self._options = quantizer or UniformQuantizer(), coder, options
         _extend()
@@ -89,34 +88,19 @@ class RateCallback(TrainerCallback):
                 "model.merge_and_unload() returns after the training"
             )
         self.handle = attach(optimizer, model, **self._options)
-        if state.global_step == 0:
-            return
-        saved = _saved(state)
-        if saved is None:
-            raise ConfigError(
-                f"the checkpoint at step {state.global_step} was not saved by a training with RateCallback; resume "
-                "from one that was, or train without resume_from_checkpoint"
-            )
-        if not optimizer.state_dict()["state"]:
-            raise CheckpointError(
-                f"the checkpoint at step {state.global_step} has no optimizer.pt or no scheduler.pt; going on without "
-                "would silently diverge. Resume from a complete one: RateCallback.last_checkpoint(output_dir)"
-            )
-        self.handle.load_state_dict(saved)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
-        """Hand over what a checkpoint of this step needs; the Trainer writes it into trainer_state.json."""
-        assert self.handle is not None
-        cast(dict[str, Any], state.stateful_callbacks)[_KEY] = self.handle.state_dict()
+        if self.resumes_from is not None:
+            if not optimizer.state_dict()["state"]:
+                raise CheckpointError(
+                    f"{self.resumes_from} has no optimizer.pt or no scheduler.pt; going on without would silently "
+                    f"diverge. {_ADVICE}"
+                )
+            self.handle.load_state_dict(load_state(self.resumes_from / STATE))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
-        """Mark the checkpoint as complete: this is the last that is written of it."""
-        if state.is_world_process_zero and not args.save_only_model:
-            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            text = json.dumps({"step": state.global_step, "rate": _saved(state)}).encode()
-            if folder.is_dir():  # a search of hyperparameters has folders of its own
-                with atomic_write(folder / COMPLETE, len(text)) as file:
-                    file.write(text)
+        """Save the constraint's state, the last that is written of a checkpoint."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and self.handle is not None and not args.save_only_model and folder.is_dir():
+            save_state(self.handle.state_dict(), folder / STATE)
 
     def on_train_end(
         self,
@@ -134,7 +118,10 @@ class RateCallback(TrainerCallback):
                 for part in (model, processing_class):
                     if part is not None:
                         part.save_pretrained(temporary)
-                compress_folder(Path(temporary), self._save_to, quantizer=self._quantizer, coder=self._coder)
+                if isinstance(self.handle, TargetAttachment):
+                    write_model(Path(temporary), self._save_to, COMPRESSED, self.handle.save)
+                else:
+                    compress_folder(Path(temporary), self._save_to, quantizer=self._quantizer, coder=self._coder)
         self.handle.remove()
 
     @staticmethod
@@ -143,38 +130,65 @@ class RateCallback(TrainerCallback):
 
         The Trainer's own search takes the newest, even if it is empty.
         """
-        complete = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")]
+        complete = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{STATE}")]
         steps = {int(path.name.partition("-")[2]): path for path in complete if path.name.partition("-")[2].isdecimal()}
         return str(steps[max(steps)]) if steps else None
 
 
-def _saved(state: TrainerState) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = cast(dict[str, Any], state.stateful_callbacks).get(_KEY)
-    return found
-
-
 def _extend() -> None:
-    """Let ``Trainer.log`` add our numbers: callbacks are called when loggers have had theirs.
+    """Let ``Trainer.log`` add our numbers, which callbacks could not: they are called when loggers have had theirs. And
+    let ``Trainer.train`` tell us where it resumes from.
 
     Raises:
-        IntegrationError: this version of transformers has no ``Trainer.log(logs)``.
+        IntegrationError: this version of transformers does not have what is extended.
     """
-    log = Trainer.log
-    if getattr(log, "_rdo", False):
-        return
-    if "logs" not in inspect.signature(log).parameters:
-        raise IntegrationError("Trainer.log has no parameter logs, which rdo extends; tested is transformers 5.23")
-    setattr(Trainer, "log", _with_rate(log))  # noqa: B010 (assigning to a method is no type error so)
+    for name, parameter, extend in (("log", "logs", _with_rate), ("train", "resume_from_checkpoint", _with_source)):
+        function = getattr(Trainer, name)
+        if getattr(function, "_rdo", False):
+            continue
+        if parameter not in inspect.signature(function).parameters:
+            raise IntegrationError(
+                f"Trainer.{name} has no parameter {parameter}, which rdo extends; tested is transformers 5.23"
+            )
+        extended: Any = functools.wraps(function)(extend(function))
+        extended._rdo = True
+        setattr(Trainer, name, extended)
 
 
-def _with_rate(log: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(log)
+def _callbacks(trainer: Any) -> list[RateCallback]:
+    return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RateCallback)]
+
+
+def _with_rate(log: Callable[..., Any]) -> Any:
     def extended(self: Any, logs: dict[str, float], *args: Any, **options: Any) -> Any:
-        for callback in self.callback_handler.callbacks if "loss" in logs else []:  # not of evaluations
-            if isinstance(callback, RateCallback):
-                with torch.no_grad():
-                    logs = {**logs, **callback.metrics()}
+        for callback in _callbacks(self) if "loss" in logs else []:  # not of evaluations
+            logs = {**logs, **callback.metrics()}
         return log(self, logs, *args, **options)
 
-    extended._rdo = True  # type: ignore[attr-defined]
     return extended
+
+
+def _with_source(train: Callable[..., Any]) -> Any:
+    def extended(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> Any:
+        for callback in _callbacks(self):
+            callback.resumes_from = _source(resume_from_checkpoint, self.args.output_dir)
+        return train(self, resume_from_checkpoint, *args, **options)
+
+    return extended
+
+
+def _source(asked: str | bool | None, output_dir: str) -> Path | None:
+    """The folder that a training resumes from, as the Trainer finds it.
+
+    Raises:
+        CheckpointError: it was not saved to its end, or not under a rate constraint.
+    """
+    newest: Any = trainer_utils.get_last_checkpoint
+    found = newest(output_dir) if asked is True else asked
+    if not found:
+        return None
+    if not (Path(found) / STATE).is_file():
+        raise CheckpointError(
+            f"{found} has no {STATE}: it was not saved to its end, or by a training without RateCallback. {_ADVICE}"
+        )
+    return Path(found)

@@ -47,9 +47,9 @@ class Sink(TrainerCallback):
         self.rows.append(dict(logs))
 
 
-def bert() -> BertForSequenceClassification:
+def bert(width: int = 16) -> BertForSequenceClassification:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": width, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     return BertForSequenceClassification(BertConfig(**sizes, vocab_size=50, num_labels=2, max_position_embeddings=16))
 
 
@@ -59,13 +59,13 @@ def examples() -> list[dict[str, Any]]:
     return [{"input_ids": row, "labels": int(row.sum() % 2)} for row in ids]
 
 
-def trainer(out: Path, *callbacks: TrainerCallback, **options: Any) -> Trainer:
+def trainer(out: Path, *callbacks: TrainerCallback, width: int = 16, **options: Any) -> Trainer:
     """Dropout and shuffling are on: resuming must restore random numbers, too. 5 steps an epoch, 10 in all."""
     settings: dict[str, Any] = {"learning_rate": 1e-2, "warmup_steps": 3, "max_grad_norm": 1.0, "num_train_epochs": 2}
     settings |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 2, "seed": 3}
     settings |= {"save_steps": 2, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
     arguments = TrainingArguments(output_dir=str(out), **{**settings, **options})
-    return Trainer(model=bert(), args=arguments, train_dataset=examples(), callbacks=list(callbacks))
+    return Trainer(model=bert(width), args=arguments, train_dataset=examples(), callbacks=list(callbacks))
 
 
 def rate(**options: Any) -> RateCallback:
@@ -147,25 +147,58 @@ def test_the_folder_at_the_end_holds_the_trained_weights(straight: tuple[Trainer
 @pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt"])
 def test_resuming_without_the_optimizers_state_is_refused(missing: str, interrupted: Path) -> None:
     (interrupted / "checkpoint-6" / missing).unlink()
-    with pytest.raises(CheckpointError, match=r"checkpoint at step 6 has no optimizer\.pt or no scheduler\.pt"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-6 has no optimizer\.pt or no scheduler\.pt"):
         trainer(interrupted, rate()).train(resume_from_checkpoint=True)
 
 
 def test_checkpoints_that_were_not_saved_to_the_end_are_passed_over(interrupted: Path) -> None:
     (interrupted / "checkpoint-8").mkdir()
-    (interrupted / "checkpoint-6/rdo.json").unlink()
+    (interrupted / "checkpoint-6/rdo_state.safetensors").unlink()
     last = RateCallback.last_checkpoint(interrupted)
     assert last == str(interrupted / "checkpoint-4")
-    with pytest.raises((ValueError, OSError)):  # the Trainer's own choice is the empty folder
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-8 has no rdo_state\.safetensors: it was not saved to its end"
+    ):
         trainer(interrupted, rate()).train(resume_from_checkpoint=True)
     assert RateCallback.last_checkpoint(interrupted / "nothing") is None
 
 
 def test_checkpoints_of_other_trainings_are_refused(interrupted: Path, tmp_path: Path) -> None:
     trainer(tmp_path / "plain", max_steps=2).train()
-    with pytest.raises(ConfigError, match="step 2 was not saved by a training with RateCallback"):
+    with pytest.raises(
+        CheckpointError, match=r"has no rdo_state\.safetensors: .* or by a training without RateCallback"
+    ):
         trainer(tmp_path / "plain", rate()).train(resume_from_checkpoint=True)
     with pytest.raises(ConfigError, match="cannot resume: apply was decoupled"):
         trainer(interrupted, rate(apply="proximal", scale_by_lr=False)).train(
             resume_from_checkpoint=str(interrupted / "checkpoint-6")
         )
+
+
+def test_a_size_is_trained_for_resumed_to_the_bit_and_met(tmp_path: Path) -> None:
+    """The model holds rounded weights from step 20 on; the unrounded ones are in the callback's own file."""
+
+    def sized(out: Path, *others: TrainerCallback) -> Trainer:
+        callback = RateCallback(bits_per_parameter=5.0, verbose=False, save_to=out / "small")
+        (out / "small").parent.mkdir(exist_ok=True)
+        return trainer(out / "run", callback, *others, width=64, num_train_epochs=6, save_steps=13, logging_steps=50)
+
+    class KillLate(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if state.global_step == 28:
+                raise KilledError
+
+    straight, again = sized(tmp_path / "straight"), sized(tmp_path / "again")
+    straight.train()
+    with pytest.raises(KilledError):
+        sized(tmp_path / "again", KillLate()).train()
+    assert sorted(path.name for path in (tmp_path / "again/run").iterdir()) == ["checkpoint-13", "checkpoint-26"]
+    again.train(resume_from_checkpoint=True)
+    expected = weights(straight.model)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(again.model).items())
+    files = [tmp_path / name / "small/model.rdo" for name in ("straight", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    count = sum(weight.numel() for weight in expected.values())
+    assert 4.95 < 8 * files[0].stat().st_size / count <= 5.0
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "straight/small")
+    assert all(torch.equal(weight.detach(), expected[name]) for name, weight in loaded.named_parameters())
