@@ -16,6 +16,8 @@ PACKAGES = {
     "rdo": ROOT / "rdo",
     "rdo_kernels": ROOT / "kernels/rdo_kernels",
     "rdo_harness": ROOT / "harness/rdo_harness",
+    "asv_bench": ROOT / "harness/asv_bench",
+    "asv_tools": ROOT / "harness/asv_tools",
 }
 SOURCES = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
 HEAVY = ("numba", "triton", "transformers", "pandas", "matplotlib", "scipy", "safetensors", "google_crc32c", "rich")
@@ -78,6 +80,8 @@ def importers(*targets: str) -> dict[str, set[str]]:
         ("rdo.checkpoint", ("rdo.entropy", "rdo.constraint", "rdo.attach")),
         ("rdo.errors", ("rdo",)),
         ("rdo.control", ("rdo.constraint", "rdo.attach")),
+        ("rdo_harness", ("asv_bench", "asv_tools")),
+        ("asv_bench", ("asv_tools",)),
         ("rdo_harness.methods", ("rdo_harness.tasks", "rdo_harness.run", "rdo_harness.cli")),
         ("rdo_harness.tasks", ("rdo_harness.methods", "rdo_harness.run", "rdo_harness.cli")),
         ("rdo_harness.architectures", ("rdo_harness.methods", "rdo_harness.run", "rdo_harness.cli")),
@@ -91,17 +95,24 @@ def test_arrows(package: str, forbidden: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("libraries", "allowed"),
     [
-        (("pandas", "matplotlib"), ("rdo_harness.report", "rdo_harness.report_tables", "rdo_harness.figures")),
-        (("transformers",), ("rdo_harness.architectures", "rdo.integrations", "rdo_harness.peers.workers")),
+        (
+            ("pandas", "matplotlib"),
+            ("rdo_harness.report", "rdo_harness.report_tables", "rdo_harness.figures", "asv_tools.trends"),
+        ),
+        (
+            ("transformers",),
+            ("rdo_harness.architectures", "rdo.integrations", "rdo_harness.peers.workers", "asv_bench.compression"),
+        ),
         (("peft", "pytorch_lightning", "accelerate"), ("rdo.integrations",)),
         (("numba", "triton"), ("rdo_kernels",)),
         (
             ("rdo_kernels",),
-            ("rdo_kernels", "rdo", "rdo_harness.gpu", "rdo_harness.kernel_checks"),
+            ("rdo_kernels", "rdo", "rdo_harness.gpu", "rdo_harness.kernel_checks", "asv_bench", "asv_tools"),
         ),
         (("safetensors",), ("rdo.checkpoint", "rdo_harness")),
         (("google_crc32c",), ("rdo.checkpoint",)),
-        (("rich", "scipy", "bjontegaard"), ("rdo_harness",)),
+        (("rich", "scipy", "bjontegaard"), ("rdo_harness", "asv_bench")),
+        (("asv", "asv_runner"), ("asv_tools",)),
         (("pickle", "cloudpickle", "dill", "joblib", "shelve"), ()),
     ],
 )
