@@ -20,11 +20,10 @@ def all_green(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_times_every_operation_and_writes_what_it_found(
     all_green: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        command.main(["--cpu", "--workloads", "1e4,2e4", "--repeats", "1", "--symbols", "1e6", "--out", str(tmp_path)])
-        == 0
-    )
-    (path,) = tmp_path.iterdir()
+    out, history = tmp_path / "gpu", tmp_path / "asv"
+    sizes = ["--workloads", "1e4,2e4", "--repeats", "1", "--symbols", "1e6"]
+    assert command.main(["--cpu", *sizes, "--out", str(out), "--history", str(history)]) == 0
+    (path,) = out.iterdir()
     found = json.loads(path.read_text())
     assert [(t["operation"], t["weights"]) for t in found["timings"]] == [
         (name, size)

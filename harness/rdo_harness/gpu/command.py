@@ -16,6 +16,7 @@ import torch
 from rdo.errors import ConfigError
 from rdo_harness import kernel_checks
 from rdo_harness.gpu import decode, quantize, rate
+from rdo_harness.gpu.history import add_rows
 from rdo_harness.gpu.timing import Timing, copy_bandwidth, measure, median_milliseconds
 from rdo_harness.resources import provenance
 from rdo_harness.tables import human_bytes
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="symbols to decode (default: 2^30; on a CPU 2^24)",
     )
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--history", type=Path, default=Path("results/asv"), metavar="DIR", help="of asv, default: %(default)s"
+    )
     arguments = parser.parse_args(argv)
     if not arguments.cpu and not torch.cuda.is_available():
         parser.error("no GPU was found; --cpu runs on the CPU")
@@ -73,7 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print(timings)
     decoding = decode.measure(device, bandwidth, arguments.repeats, median_milliseconds, arguments.symbols)
     _print_decoding(decoding)
-    print(f"written: {_write(arguments.out, device, bandwidth, results, timings, decoding)}")
+    path = _write(arguments.out, device, bandwidth, results, timings, decoding)
+    print(f"written: {path}")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["dirty"]:
+        print("not added to asv's history: the code differs from the commit")
+    elif added := add_rows(content, arguments.history):
+        print(f"added to asv's history: {added}")
     return 0
 
 
