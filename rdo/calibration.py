@@ -1,0 +1,124 @@
+"""What a loss says of weights: how sensitive it is to each tensor, and to each input of a matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rdo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of a model over some batches.
+
+    Attributes:
+        sensitivity: mean squared gradient of the loss of a batch, over the weights of each tensor.
+        inputs: for matrices that multiply activations, the mean of x x^T over all activations x: float32 [in, in].
+            Its rows and columns are those of the matrix's last axis, or its first where ``transposed`` names it.
+        transposed: matrices stored as [in, out], as GPT-2's are.
+    """
+
+    sensitivity: dict[str, float]
+    inputs: dict[str, Tensor]
+    transposed: frozenset[str]
+
+
+def steps_by_sensitivity(sensitivity: Sequence[float]) -> list[float]:
+    """Steps relative to one another, in proportion to one over the roots; where it is 0, the largest of the others.
+
+    Raises:
+        ConfigError: all are 0.
+    """
+    known = [value for value in sensitivity if value > 0.0]
+    if not known:
+        raise ConfigError("all gradients were zero: the loss does not depend on the weights to be coded")
+    return [math.sqrt(min(known) / (value or min(known))) for value in sensitivity]
+
+
+class InputRecorder:
+    """Sums up the inputs of a model's matrices while it runs, until :meth:`stop`.
+
+    Args:
+        parameters: those to record, by name; only such as linear layers (or transformers' Conv1D) multiply by are.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+        self._name_of = {id(parameter): name for name, parameter in parameters.items()}
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self.transposed: set[str] = set()
+        self._hooks = [
+            module.register_forward_pre_hook(self._record)
+            for module in model.modules()
+            if id(getattr(module, "weight", None)) in self._name_of and _multiplies(module)
+        ]
+
+    def _record(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        name, x = self._name_of[id(module.weight)], arguments[0].detach()
+        x = x.reshape(-1, x.shape[-1]).to(torch.float32)
+        if name not in self._sums:
+            self._sums[name] = x.new_zeros(x.shape[1], x.shape[1])
+            if not isinstance(module, nn.Linear):
+                self.transposed.add(name)
+        self._sums[name].addmm_(x.T, x)
+        self._counts[name] = self._counts.get(name, 0) + len(x)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded so far: tensors and numbers by the names of the matrices."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts), "transposed": sorted(self.transposed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self._sums = {name: total.clone() for name, total in state["sums"].items()}
+        self._counts, self.transposed = dict(state["counts"]), set(state["transposed"])
+
+    def stop(self) -> dict[str, Tensor]:
+        """Stop recording; the mean of x x^T of each matrix's inputs, float32 [in, in]."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor], names: Sequence[str]
+) -> Calibration:
+    """Run the model over batches and measure its parameters of these names; its gradients are cleared.
+
+    Args:
+        batches: what ``loss`` takes.
+        loss: the mean loss of a batch, a scalar to call ``backward`` on.
+
+    Raises:
+        ConfigError: there is no batch.
+    """
+    wanted = set(names)
+    parameters = {name: p for name, p in model.named_parameters() if name in wanted}
+    recorder = InputRecorder(model, parameters)
+    squares = dict.fromkeys(parameters, 0.0)
+    seen = 0
+    try:
+        for batch in batches:
+            model.zero_grad(set_to_none=True)
+            loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            for name, parameter in parameters.items():
+                if parameter.grad is not None:
+                    squares[name] += float(parameter.grad.double().square().mean())
+            seen += 1
+    finally:
+        model.zero_grad(set_to_none=True)
+        inputs = recorder.stop()
+    if not seen:
+        raise ConfigError("calibration needs at least one batch")
+    return Calibration({name: value / seen for name, value in squares.items()}, inputs, frozenset(recorder.transposed))
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a module multiplies its input by its weight matrix: a linear layer, or transformers' Conv1D."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

@@ -1,0 +1,74 @@
+"""Rounding the columns of a matrix one after another, each one's error made good by those that follow.
+
+GPTQ (Frantar, Ashkboos, Hoefler and Alistarh, arXiv 2210.17323), after Optimal Brain Surgeon: the error that counts is
+that of the layer's output over the inputs it was seen with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rdo.calibration import InputRecorder
+    from rdo.coding_grid import CodingGrid
+
+_DAMPING = 0.01
+"""Share of the mean diagonal that is added to the diagonal of a matrix of inputs."""
+_BLOCK = 128
+
+Rounding = Callable[[Tensor, float], Tensor]
+"""Makes integers of the values of a column; the other argument is what a squared error counts, relative to the mean."""
+
+
+def compensation_factor(inputs: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse of the mean of x x^T, damped; float32 [in, in], as its argument."""
+    damped = inputs.to(torch.float64).clone()
+    diagonal = damped.diagonal()
+    diagonal += _DAMPING * max(float(diagonal.mean()), 1e-12)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True).to(torch.float32)
+    return factor
+
+
+def compensate(matrix: Tensor, factor: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """Round a matrix in units of its step.
+
+    Args:
+        matrix: float32 [out, in].
+        factor: of its inputs.
+        rounding: of a column.
+
+    Returns:
+        The integers, and the values that they were made of: the matrix, changed to make up for the columns before.
+    """
+    left, values, symbols = matrix.clone(), torch.empty_like(matrix), torch.empty_like(matrix)
+    diagonal = factor.diagonal()
+    weights = diagonal.pow(-2)
+    weights = weights / weights.mean()
+    for begin in range(0, matrix.shape[1], _BLOCK):
+        end = min(begin + _BLOCK, matrix.shape[1])
+        block, errors = left[:, begin:end].clone(), torch.empty_like(left[:, begin:end])
+        for at in range(begin, end):
+            column = block[:, at - begin].clone()
+            values[:, at], symbols[:, at] = column, rounding(column, float(weights[at]))
+            error = (column - symbols[:, at]) / diagonal[at]
+            block[:, at - begin :] -= torch.outer(error, factor[at, at:end])
+            errors[:, at - begin] = error
+        left[:, end:] -= errors @ factor[begin:end, end:]
+    return symbols, values
+
+
+@torch.no_grad()
+def compensate_weights(grid: CodingGrid, recorder: InputRecorder) -> None:
+    """Move the weights of a grid to where rounding them to nearest costs least, by the inputs recorded, in place."""
+    inputs = recorder.stop()
+    for name, parameter, step in zip(grid.names, grid.parameters, grid.steps.unbind(), strict=True):
+        if name in inputs:
+            matrix = parameter.T if name in recorder.transposed else parameter
+            factor = compensation_factor(inputs[name])
+            _, values = compensate(matrix.to(torch.float32) / step, factor, lambda column, _: column.round())
+            parameter.copy_((values.T if name in recorder.transposed else values) * step)

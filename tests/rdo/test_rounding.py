@@ -1,0 +1,136 @@
+"""Rounding after training: compensated columns against a direct computation, and a model rounded to an entropy."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import rdo
+from rdo.calibration import calibrate
+from rdo.coders import Histogram
+from rdo.compensation import compensate, compensation_factor
+from rdo.errors import ConfigError
+from rdo.rounding import round_to_entropy
+
+
+def inputs_of(size: int, seed: int = 0) -> Tensor:
+    """Strongly correlated inputs, as activations are; float32 [512, size]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(512, 5, generator=generator) @ torch.randn(5, size, generator=generator) + 0.3 * torch.randn(
+        512, size, generator=generator
+    )
+
+
+def obs(matrix: Tensor, inputs: Tensor) -> Tensor:
+    """Optimal Brain Surgeon column by column: the inverse Hessian of what is left is taken anew for every column."""
+    hessian = inputs.double() + 0.01 * inputs.double().diagonal().mean() * torch.eye(len(inputs), dtype=torch.float64)
+    left, symbols = matrix.double().clone(), torch.empty_like(matrix, dtype=torch.float64)
+    for column in range(matrix.shape[1]):
+        inverse = torch.linalg.inv(hessian[column:, column:])
+        symbols[:, column] = left[:, column].round()
+        error = left[:, column] - symbols[:, column]
+        left[:, column:] -= torch.outer(error / inverse[0, 0], inverse[0])
+    return symbols
+
+
+@pytest.mark.parametrize("size", [3, 40, 150])
+def test_compensated_columns_against_the_direct_computation(size: int) -> None:
+    x = inputs_of(size)
+    gram = x.T @ x / len(x)
+    matrix = 3.0 * torch.randn(17, size, generator=torch.Generator().manual_seed(1))
+    symbols, values = compensate(matrix, compensation_factor(gram), lambda column, _: column.round())
+    expected = obs(matrix, gram)
+    assert float((symbols.double() != expected).float().mean()) < 0.002, "but for values half-way between two symbols"
+    assert torch.equal(values.round(), symbols)
+    compensated, nearest = (((matrix - q) @ gram * (matrix - q)).sum() for q in (symbols, matrix.round()))
+    assert float(compensated) < 0.8 * float(nearest)
+
+
+def test_without_correlation_nothing_is_compensated() -> None:
+    matrix = 3.0 * torch.randn(7, 30, generator=torch.Generator().manual_seed(1))
+    symbols, values = compensate(matrix, compensation_factor(torch.eye(30)), lambda column, _: column.round())
+    assert torch.equal(symbols, matrix.round())
+    torch.testing.assert_close(values, matrix)
+
+
+def trained() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 96), nn.ReLU(), Conv1D(96, 96), nn.ReLU(), nn.Linear(96, 4))
+    x = inputs_of(40)
+    batches = list(zip(x.split(64), (x[:, :4].abs().argmax(1)).split(64), strict=True))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        for batch in batches:
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+    return model, batches
+
+
+def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def entropy_of(model: nn.Module, steps: dict[str, float]) -> float:
+    state, bits, count = model.state_dict(), 0.0, 0
+    for name, step in steps.items():
+        histogram = Histogram.of((state[name] / step).round().to(torch.int32).reshape(-1).numpy())
+        bits, count = bits + histogram.entropy_bits(), count + histogram.count
+    return bits / count
+
+
+def test_statistics_of_a_calibration() -> None:
+    model, batches = trained()
+    measured = calibrate(model, batches, loss_of, ["0.weight", "2.weight", "4.weight"])
+    x = torch.cat([batch[0] for batch in batches])
+    torch.testing.assert_close(measured.inputs["0.weight"], x.T @ x / len(x))
+    hidden = model[:2](x)
+    torch.testing.assert_close(measured.inputs["2.weight"], hidden.T @ hidden / len(x), rtol=1e-4, atol=1e-5)
+    assert measured.transposed == {"2.weight"}
+    squares = 0.0
+    for batch in batches:
+        [gradient] = torch.autograd.grad(loss_of(model, batch), [model[4].weight])
+        squares += float(gradient.square().mean()) / len(batches)
+    assert measured.sensitivity["4.weight"] == pytest.approx(squares, rel=1e-4)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(ConfigError, match="at least one batch"):
+        calibrate(model, [], loss_of, ["0.weight"])
+
+
+@pytest.mark.parametrize("price", [0.0, 0.5])
+def test_model_rounded_to_an_entropy(price: float, tmp_path: Path) -> None:
+    model, batches = trained()
+    nearest = copy.deepcopy(model)
+    quantizer = round_to_entropy(model, 1.2, batches, loss_of, price=price)
+    assert 0.99 * 1.2 <= entropy_of(model, dict(quantizer.step_of)) <= 1.2
+    rdo.save_compressed(model, tmp_path / "model.rdo", quantizer=quantizer)
+    decoded = rdo.load_compressed(tmp_path / "model.rdo")
+    assert all(torch.equal(decoded[name], value) for name, value in model.state_dict().items())
+    ratios = {name: float(nearest.state_dict()[name].square().mean().sqrt()) for name in quantizer.step_of}
+    low, high = 0.1, 8.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        steps = {name: middle * ratio for name, ratio in ratios.items()}
+        low, high = (middle, high) if entropy_of(nearest, steps) > 1.2 else (low, middle)
+    with torch.no_grad():
+        for name, ratio in ratios.items():
+            weight = nearest.get_parameter(name)
+            weight.copy_((weight / (high * ratio)).round() * high * ratio)
+    losses = [sum(float(loss_of(m, batch).detach()) for batch in batches) for m in (model, nearest)]
+    assert losses[0] < 0.7 * losses[1], "rounded to nearest, at steps by scale and the same entropy"
+
+
+def test_impossible_requests_are_refused() -> None:
+    model, batches = trained()
+    with pytest.raises(ConfigError, match="nothing to round"):
+        round_to_entropy(model, 0.0, batches, loss_of)
+    with pytest.raises(ConfigError, match="nothing to round"):
+        round_to_entropy(model, 2.0, batches, loss_of, compressible=lambda *_: False)
+    with pytest.raises(ConfigError, match="ask for less"):
+        round_to_entropy(model, 20.0, batches, loss_of)
