@@ -125,7 +125,7 @@ class TargetAttachment(StepAttachment):
 
     def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         if not self.constraint.skips(optimizer):
-            self.target.before_step()
+            self.target.before_step(optimizer)
         super()._before_step(optimizer, arguments, options)
 
     def _after_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How lambda moves over the steps of a training."""
+"""How lambda moves over the steps of a training, and when its last part begins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+from torch.optim import Optimizer
 
 from rdo.errors import ConfigError
 
@@ -60,3 +62,22 @@ def factors_by_name(factors: Mapping[str, float], names: Sequence[str]) -> list[
             why = "patterns before it match first" if taken else f"it matches none of {', '.join(names[:3])}, ..."
             raise ConfigError(f"lam_factors: {pattern!r} decides nothing: {why}")
     return [1.0 if pattern is None else float(factors[pattern]) for pattern in first]
+
+
+@dataclass
+class Decayed:
+    """Notices that an optimizer's learning rate has fallen to a share of its peak.
+
+    Attributes:
+        share: of the peak.
+        peak: the largest learning rate of any group so far.
+    """
+
+    share: float
+    peak: float = 0.0
+
+    def __call__(self, optimizer: Optimizer) -> bool:
+        """Look at the learning rate of the step to come."""
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        self.peak = max(self.peak, rate)
+        return rate <= self.share * self.peak

@@ -22,18 +22,19 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from rdo.allocation import nearest_below
 from rdo.checkpoint import CheckpointInfo, save_compressed
 from rdo.checkpoint.writer import Coder
 from rdo.coding_grid import CodingGrid
+from rdo.compensation import compensate_weights
 from rdo.constraint import RateConstraint
 from rdo.errors import ConfigError
-from rdo.pressure import Pressure, sum_of_squares
+from rdo.measurement import Measurement
+from rdo.pressure import Pressure
 from rdo.quantizers import AllocatedQuantizer
 
-MEASURED_STEPS = 20
-"""Optimizer steps over which squared gradients are averaged, just before the steps of the tensors are chosen."""
 Allocation = Literal["sensitivity", "scale", "equal"]
 DEFAULT_PRESSURE = 0.03
 """Length of the rate's gradient relative to that of the loss."""
@@ -60,7 +61,10 @@ class SizeTarget:
         pressure: length of the rate's gradient relative to that of the loss; 0 for no rate term.
         allocation: steps of the tensors relative to one another: ``"sensitivity"`` as above, ``"scale"`` in proportion
             to the root mean square of their weights, ``"equal"`` one step for all.
-        start: optimizer steps before the loss sees rounded weights; :data:`MEASURED_STEPS` at least.
+        compensated: when rounding begins, let the columns of each matrix make good for the rounding of those before
+            (:func:`rdo.compensation.compensate`), by the inputs seen in the steps before.
+        start: optimizer steps before the loss sees rounded weights; by default those until the learning rate has fallen
+            to 0.4 of its peak, and 20 more, in which gradients and inputs are measured (:mod:`rdo.measurement`).
         coder, raw_dtype: as for ``save_compressed``; what the size is counted with.
 
     Raises:
@@ -76,7 +80,8 @@ class SizeTarget:
         size_mb: float | None = None,
         pressure: float = DEFAULT_PRESSURE,
         allocation: Allocation = "sensitivity",
-        start: int = 0,
+        compensated: bool = True,
+        start: int | None = None,
         coder: Coder | Sequence[Coder] = "rans",
         raw_dtype: torch.dtype | None = None,
     ) -> None:
@@ -91,17 +96,17 @@ class SizeTarget:
             raise ConfigError(f"allocation must be one of {', '.join(get_args(Allocation))}; got {allocation!r}")
         self._model, self._constraint, self._allocation = model, constraint, allocation
         self._coder, self._raw_dtype = coder, raw_dtype
-        self._stored = {parameter.data_ptr() for parameter in constraint.parameters}
         distinct = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values() if tensor.numel()}
         self.parameters: int = sum(distinct.values())
         self.budget_bytes: float = (
             1e6 * size_mb if size_mb is not None else (bits_per_parameter or 0.0) * self.parameters / 8
         )
         self._pressure = Pressure(constraint, pressure) if constraint.lam_tensor is not None else None
-        self.start = max(start, MEASURED_STEPS)
+        weights = dict(zip(constraint.names, constraint.parameters, strict=True))
+        self.measurement = Measurement(model, weights, start=start, inputs=compensated)
         self.step = 0
         self.grid: CodingGrid | None = None
-        self._sensitivity = self._zeros(len(constraint.parameters))
+        self.bits_per_parameter: float = 8 * self.budget_bytes / self.parameters
         self._entropy = self._zeros()
         self.goal_bits = 0.0
 
@@ -111,12 +116,12 @@ class SizeTarget:
         return float(self._entropy)
 
     @torch.no_grad()
-    def before_step(self) -> None:
+    def before_step(self, optimizer: Optimizer) -> None:
         """Give the optimizer the unrounded weights, and the rate term its lambda. Call after unscaling and clipping."""
         if self.grid is not None:
             self.grid.restore()
-        elif self.step >= self.start - MEASURED_STEPS:
-            self._sensitivity += torch.stack([_mean_square(p.grad, p) for p in self._constraint.parameters])
+        else:
+            self.measurement.before_step(self.step, optimizer)
         if self._pressure is not None and self.step % _EVERY == 0:
             self._pressure.update()
 
@@ -124,11 +129,15 @@ class SizeTarget:
     def after_step(self) -> None:
         """Choose steps once gradients are known, follow the size from there on, and round the weights."""
         self.step += 1
-        if self.step < self.start:
-            return
         if self.grid is None:
-            self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, self._relative_steps())
+            if not self.measurement.after_step(self.step):
+                return
+            relative = self.measurement.relative_steps(self._allocation)
+            self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, relative)
             self._calibrate(first=True)
+            if self.measurement.recorder is not None:
+                compensate_weights(self.grid, self.measurement.recorder)
+                self.measurement.recorder = None
         else:
             if self.step & (self.step - 1) == 0:
                 self._calibrate(first=False)
@@ -156,7 +165,7 @@ class SizeTarget:
             And whatever ``save_compressed`` raises.
         """
         grid = self._ready()
-        state, base = self._state(), grid.quantizer(self._bits)
+        state, base = self._state(), grid.quantizer(self.bits_per_parameter)
 
         def scaled(octaves: float) -> AllocatedQuantizer:
             steps = {name: step * 2.0**octaves for name, step in base.step_of.items()}
@@ -179,7 +188,7 @@ class SizeTarget:
         Raises:
             ConfigError: the training has not yet come to the choice of steps.
         """
-        return self._ready().quantizer(self._bits)
+        return self._ready().quantizer(self.bits_per_parameter)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, unrounded weights included: numbers, lists, and tensors by name."""
@@ -188,7 +197,7 @@ class SizeTarget:
             "budget_bytes": self.budget_bytes,
             "goal": self.goal_bits,
             "entropy": float(self._entropy),
-            "sensitivity": self._sensitivity.tolist(),
+            "measurement": self.measurement.state_dict(),
             "pressure": None if self._pressure is None else self._pressure.state_dict(),
             "grid": None if self.grid is None else self.grid.state_dict(),
         }
@@ -199,14 +208,14 @@ class SizeTarget:
         Raises:
             ConfigError: the state is that of another target or other weights.
         """
-        if state["budget_bytes"] != self.budget_bytes or len(state["sensitivity"]) != len(self._sensitivity):
+        if state["budget_bytes"] != self.budget_bytes:
             raise ConfigError(
-                f"cannot resume: the size was {state['budget_bytes']:,.0f} bytes over {len(state['sensitivity'])} "
-                f"tensors when the state was saved, and is {self.budget_bytes:,.0f} over {len(self._sensitivity)} now"
+                f"cannot resume: the size was {state['budget_bytes']:,.0f} bytes when the state was saved and is "
+                f"{self.budget_bytes:,.0f} now"
             )
         self.step, self.goal_bits = int(state["step"]), float(state["goal"])
+        self.measurement.load_state_dict(state["measurement"])
         self._entropy.fill_(state["entropy"])
-        self._sensitivity.copy_(torch.tensor(state["sensitivity"], dtype=torch.float64))
         if self._pressure is not None:
             self._pressure.load_state_dict(state["pressure"])
         saved = state["grid"]
@@ -214,43 +223,26 @@ class SizeTarget:
             self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, saved["relative"])
             self.grid.load_masters(saved["octaves"], saved["masters"])
 
-    @property
-    def _bits(self) -> float:
-        return 8 * self.budget_bytes / self.parameters
-
     def _zeros(self, *size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.float64, device=self._constraint.parameters[0].device)
 
     def _ready(self) -> CodingGrid:
         if self.grid is None:
             raise ConfigError(
-                f"the steps are chosen after {self.start} optimizer steps, and {self.step} were made; train on"
+                f"the weights are not rounded yet after {self.step} optimizer steps: "
+                f"that begins {self.measurement.when}"
             )
         return self.grid
-
-    def _relative_steps(self) -> list[float]:
-        """Steps of the tensors relative to one another; one without gradients gets the largest of the others."""
-        weights = self._constraint.parameters
-        if self._allocation == "equal":
-            return [1.0] * len(weights)
-        if self._allocation == "scale":
-            roots = torch.stack([1.0 / _mean_square(weight, weight).sqrt() for weight in weights]).tolist()
-        else:
-            roots = self._sensitivity.sqrt().tolist()
-        known = [root for root in roots if 0.0 < root < math.inf]
-        if not known:
-            raise ConfigError("all gradients were zero so far: the loss does not depend on the weights to be coded")
-        return [min(known) / (root if root in known else min(known)) for root in roots]
 
     def _calibrate(self, *, first: bool) -> None:
         """Learn from a file what entropy the weights must have for the size: coders and headers have their cost."""
         grid = self._ready()
         rounds = 2 if first else 1
-        self.goal_bits = self.goal_bits or self._bits
+        self.goal_bits = self.goal_bits or self.bits_per_parameter
         for _ in range(rounds):
             if first:
                 grid.fit(self.goal_bits)
-            info = self._trial(self._state(), grid.quantizer(self._bits))
+            info = self._trial(self._state(), grid.quantizer(self.bits_per_parameter))
             coded = info.payload_bytes + info.table_bytes
             room = self.budget_bytes - (info.file_bytes - coded)
             if room <= 0:
@@ -286,9 +278,3 @@ class SizeTarget:
             raw_dtype=self._raw_dtype,
             compressible=lambda name, tensor: tensor.data_ptr() in coded,
         )
-
-
-def _mean_square(tensor: Tensor | None, parameter: Tensor) -> Tensor:
-    if tensor is None:
-        return torch.zeros((), dtype=torch.float64, device=parameter.device)
-    return sum_of_squares([tensor], tensor) / parameter.numel()

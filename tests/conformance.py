@@ -219,7 +219,7 @@ def check_method(method_type: type[Method]) -> None:
     assert all(point not in points[:index] for index, point in enumerate(points))
     assert all(point.describe() for point in points)
     if sized:
-        assert {point.rate.bits for point in points if point.rate is not None} == {1.5, 3.0}
+        assert {point.rate.bits if point.rate else point.options["bits"] for point in points} == {1.5, 3.0}
         with pytest.raises(ValueError, match="at least one size"):
             method_type()
         return

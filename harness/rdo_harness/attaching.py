@@ -31,7 +31,8 @@ def attach(
             target_options={
                 "pressure": rate.pressure,
                 "allocation": rate.allocation,
-                "start": round(rate.start * budget.steps),
+                "compensated": rate.compensated,
+                "start": None if rate.start is None else round(rate.start * budget.steps),
             },
         )
     steps_on = round(rate.on * budget.steps)

@@ -191,7 +191,11 @@ def identity(cell: Cell) -> Row:
         "relative_step": quantizer.get("ratio"),
         "granularity": quantizer.get("granularity", "global") if quantizer else None,
         "sparsity_target": point.sparsity or None,
-        **({key: rate[key] for key in ("bits", "pressure", "allocation", "start")} if rate.get("bits") else {}),
+        **(
+            {key: rate[key] for key in ("bits", "pressure", "allocation", "start", "compensated")}
+            if rate.get("bits")
+            else {}
+        ),
         **point.options,
         "train_steps": part.budget.steps,
         "train_examples": part.budget.steps * part.budget.batch_size,

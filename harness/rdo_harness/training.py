@@ -86,7 +86,8 @@ class RateSettings:
     bits: float | None = later(None)
     pressure: float = later(0.0)
     allocation: str = later("sensitivity")
-    start: float = later(0.0)
+    start: float | None = later(0.0)
+    compensated: bool = later(False)
 
     def describe(self) -> str:
         """A few words for progress lines."""

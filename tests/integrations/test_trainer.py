@@ -179,7 +179,9 @@ def test_a_size_is_trained_for_resumed_to_the_bit_and_met(tmp_path: Path) -> Non
     """The model holds rounded weights from step 20 on; the unrounded ones are in the callback's own file."""
 
     def sized(out: Path, *others: TrainerCallback) -> Trainer:
-        callback = RateCallback(bits_per_parameter=5.0, verbose=False, save_to=out / "small")
+        callback = RateCallback(
+            bits_per_parameter=5.0, verbose=False, save_to=out / "small", target_options={"start": 20}
+        )
         (out / "small").parent.mkdir(exist_ok=True)
         return trainer(out / "run", callback, *others, width=64, num_train_epochs=6, save_steps=13, logging_steps=50)
 

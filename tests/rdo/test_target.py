@@ -14,7 +14,7 @@ import rdo
 from rdo.attach import TargetAttachment
 from rdo.coding_grid import CodingGrid
 from rdo.errors import ConfigError
-from rdo.target import MEASURED_STEPS
+from rdo.measurement import MEASURED_STEPS
 
 SIZE = 48
 
@@ -47,6 +47,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> f
 def sized(bits: float = 1.5, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer, TargetAttachment]:
     model = model_of()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    options = {"start": 0, **options}
     handle = rdo.attach(optimizer, model, bits_per_parameter=bits, verbose=False, target_options=options)
     assert isinstance(handle, TargetAttachment)
     return model, optimizer, handle
@@ -67,7 +68,7 @@ def test_file_has_the_size_and_the_model_is_what_it_decodes_to(bits: float, tmp_
 def test_size_in_megabytes_counts_the_whole_file(tmp_path: Path) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
-    handle = rdo.attach(optimizer, model, size_mb=0.0075, verbose=False)
+    handle = rdo.attach(optimizer, model, size_mb=0.0075, verbose=False, target_options={"start": 0})
     assert isinstance(handle, TargetAttachment)
     train(model, optimizer, range(60))
     handle.save(tmp_path / "model.rdo")
@@ -107,16 +108,18 @@ def test_optimizer_moves_unrounded_weights_by_the_gradient_at_rounded_ones() -> 
         torch.testing.assert_close(moved[name], master.detach(), rtol=0, atol=0)
 
 
-def test_resuming_gives_the_same_bits() -> None:
-    model, optimizer, handle = sized()
-    train(model, optimizer, range(45))
+@pytest.mark.parametrize("stopped", [30, 45])
+def test_resuming_gives_the_same_bits(stopped: int) -> None:
+    """In the middle of measuring gradients and inputs, and after."""
+    model, optimizer, handle = sized(start=40)
+    train(model, optimizer, range(stopped))
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), handle.state_dict()))
-    train(model, optimizer, range(45, 90))
-    other, resumed, second = sized()
+    train(model, optimizer, range(stopped, 90))
+    other, resumed, second = sized(start=40)
     other.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
     second.load_state_dict(saved[2])
-    train(other, resumed, range(45, 90))
+    train(other, resumed, range(stopped, 90))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert handle.state_dict()["target"]["entropy"] == second.state_dict()["target"]["entropy"]
 
@@ -149,6 +152,30 @@ def test_pressure_makes_steps_finer_at_the_same_size() -> None:
     assert steps[1] < 0.9 * steps[0]
 
 
+def test_rounding_begins_when_the_learning_rate_has_decayed(tmp_path: Path) -> None:
+    model, optimizer, handle = sized(start=None)
+    for step in range(80):
+        optimizer.param_groups[0]["lr"] = 3e-3 * min((step + 1) / 5, (80 - step) / 75)
+        train(model, optimizer, range(step, step + 1))
+        if step == 40:
+            with pytest.raises(ConfigError, match="give `start`"):
+                handle.save(tmp_path / "model.rdo")
+    # The rate falls to 0.4 of its peak with step 50.
+    assert handle.target.measurement.start == 50 + MEASURED_STEPS
+    assert handle.save(tmp_path / "model.rdo").bits_per_parameter == pytest.approx(1.5, rel=0.01)
+
+
+def test_compensation_leaves_less_error_than_rounding_alone() -> None:
+    losses = []
+    for compensated in (False, True):
+        model, optimizer, _ = sized(bits=1.3, start=60, compensated=compensated, pressure=0.0)
+        train(model, optimizer, range(60))
+        inputs, labels = batch(5000)
+        losses.append(float(nn.functional.cross_entropy(model(inputs), labels).detach()))
+        assert not any(module._forward_pre_hooks for module in model.modules())
+    assert losses[1] < 0.9 * losses[0]
+
+
 def test_a_skipped_step_changes_nothing() -> None:
     model, optimizer, handle = sized()
     train(model, optimizer, range(40))
@@ -174,9 +201,9 @@ def test_what_cannot_be_had_is_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             rdo.attach(optimizer, model, verbose=False, **options)
-    handle = rdo.attach(optimizer, model, bits_per_parameter=0.2, verbose=False)
+    handle = rdo.attach(optimizer, model, bits_per_parameter=0.2, verbose=False, target_options={"start": 0})
     assert isinstance(handle, TargetAttachment)
-    with pytest.raises(ConfigError, match="train on"):
+    with pytest.raises(ConfigError, match="that begins after 20 optimizer steps"):
         handle.quantizer()
     with pytest.raises(ConfigError, match="no room"):
         train(model, optimizer, range(MEASURED_STEPS))

@@ -25,7 +25,8 @@ class SizeTraining(Method):
         law: registered name of the entropy model whose rate acts on the weights.
         pressure: length of the rate's gradient relative to the loss's; 0 for no rate term.
         allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
-        start: share of the steps before the loss sees rounded weights.
+        compensated: whether the first rounding is compensated, as by GPTQ.
+        start: share of the steps before the loss sees rounded weights, -1 for when the learning rate has decayed.
     """
 
     bits: tuple[float, ...] = ()
@@ -33,6 +34,7 @@ class SizeTraining(Method):
     pressure: float = 0.0
     allocation: str = "sensitivity"
     start: float = 0.0
+    compensated: bool = False
 
     def __post_init__(self) -> None:
         if not self.bits or self.quantizers():
@@ -49,7 +51,8 @@ class SizeTraining(Method):
                     bits=bits,
                     pressure=self.pressure,
                     allocation=self.allocation,
-                    start=self.start,
+                    start=None if self.start < 0.0 else self.start,
+                    compensated=self.compensated,
                 ),
                 quantizer=None,
             )
@@ -74,6 +77,8 @@ class BackSlashToSize(SizeTraining):
 
     name: ClassVar[str] = "backslash-size"
     pressure: float = 0.03
+    compensated: bool = True
+    start: float = -1.0
 
 
 @METHODS.register("qat")

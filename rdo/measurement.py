@@ -1,0 +1,95 @@
+"""What a training shows of its weights in the last steps before they are rounded for the first time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rdo.calibration import InputRecorder, steps_by_sensitivity
+from rdo.control import Decayed
+from rdo.pressure import sum_of_squares
+
+MEASURED_STEPS = 20
+"""Optimizer steps over which squared gradients and inputs are averaged, just before weights are rounded."""
+DECAYED = 0.4
+"""Share of its peak to which the learning rate falls before rounding begins."""
+
+
+class Measurement:
+    """Decides when rounding begins, and measures gradients and inputs just before.
+
+    Args:
+        weights: parameters by name.
+        start: optimizer steps before rounding, or None for those until the learning rate has decayed.
+        inputs: whether to record the inputs of matrices.
+    """
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], *, start: int | None, inputs: bool) -> None:
+        self._model, self._weights, self._wanted = model, dict(weights), inputs
+        self.start = None if start is None else max(start, MEASURED_STEPS)
+        self._decayed = Decayed(DECAYED)
+        self.recorder: InputRecorder | None = None
+        first = next(iter(weights.values()))
+        self._sensitivity = torch.zeros(len(weights), dtype=torch.float64, device=first.device)
+
+    @property
+    def when(self) -> str:
+        """When rounding begins, in words."""
+        if self.start is not None:
+            return f"after {self.start} optimizer steps"
+        return f"once the learning rate has fallen to {DECAYED} of its peak (give `start` if it does not decay)"
+
+    def before_step(self, step: int, optimizer: Optimizer) -> None:
+        """Look at the learning rate and the gradients."""
+        if self.start is None and self._decayed(optimizer):
+            self.start = step + MEASURED_STEPS
+        if self._near(step):
+            self._sensitivity += torch.stack([mean_square(p.grad, p) for p in self._weights.values()])
+
+    def after_step(self, step: int) -> bool:
+        """Whether weights are to be rounded now; records the inputs of the steps to come if that is near."""
+        if self.start is not None and step >= self.start:
+            return True
+        if self._near(step) and self._wanted and self.recorder is None:
+            self.recorder = InputRecorder(self._model, self._weights)
+        return False
+
+    def relative_steps(self, allocation: str) -> list[float]:
+        """Steps of the tensors relative to one another, see :class:`rdo.target.SizeTarget`."""
+        if allocation == "equal":
+            return [1.0] * len(self._weights)
+        if allocation == "scale":
+            squares = [float(mean_square(weight, weight)) for weight in self._weights.values()]
+            return steps_by_sensitivity([1.0 / max(square, 1e-300) for square in squares])
+        return steps_by_sensitivity(self._sensitivity.tolist())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, and what was recorded of inputs."""
+        return {
+            "start": self.start,
+            "peak": self._decayed.peak,
+            "sensitivity": self._sensitivity.tolist(),
+            "inputs": None if self.recorder is None else self.recorder.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.start, self._decayed.peak = state["start"], float(state["peak"])
+        self._sensitivity.copy_(torch.tensor(state["sensitivity"], dtype=torch.float64))
+        if state["inputs"] is not None:
+            self.recorder = InputRecorder(self._model, self._weights)
+            self.recorder.load_state_dict(state["inputs"])
+
+    def _near(self, step: int) -> bool:
+        return self.start is not None and step >= self.start - MEASURED_STEPS
+
+
+def mean_square(tensor: Tensor | None, parameter: Tensor) -> Tensor:
+    """Mean of the squares, float64 []; 0 without a tensor."""
+    if tensor is None:
+        return torch.zeros((), dtype=torch.float64, device=parameter.device)
+    return sum_of_squares([tensor], tensor) / parameter.numel()
