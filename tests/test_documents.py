@@ -31,16 +31,18 @@ def registries() -> Iterator[None]:
         registry._plugins.update(plugins)
 
 
-def test_the_readme_example(
+def test_the_readme_examples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    example, optimizer = examples("README.md")
+    example, sized, optimizer = examples("README.md")
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), names)
     assert "covers 2 of 4 parameters" in capsys.readouterr().out
     assert (tmp_path / "model.rdo").stat().st_size < 2500 * 2
+    exec(compile(sized, "README.md", "exec"), {})
+    assert 5.9 < float(capsys.readouterr().out.splitlines()[-1]) <= 6.0
     exec(compile(optimizer, "README.md", "exec"), names)
     before = names["model"].weight.detach().abs().sum()
     names["optimizer"].step()
