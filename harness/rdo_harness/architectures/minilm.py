@@ -12,7 +12,7 @@ import torch
 
 from rdo.errors import DataError
 from rdo_harness import data
-from rdo_harness.architectures.base import Architecture, seeded
+from rdo_harness.architectures.base import Architecture, quiet_transformers, seeded
 from rdo_harness.registries import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ class MiniLM(Architecture):
 
     name: ClassVar[str] = "minilm"
     kind: ClassVar[Kind] = "classification"
-    pad_id: ClassVar[int] = 0
 
     max_length: int = 64
     dropout: float | None = None
@@ -49,30 +48,21 @@ class MiniLM(Architecture):
 
     def build(self, seed: int, task: Task) -> torch.nn.Module:
         from transformers import BertForSequenceClassification
-        from transformers.utils import logging
 
         task.check_kind(self)
         options: dict[str, Any] = {"num_labels": task.num_labels, "attn_implementation": self.attention}
         if self.dropout is not None:
             options |= {"hidden_dropout_prob": self.dropout, "attention_probs_dropout_prob": self.dropout}
-        verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            with seeded(seed):
-                loaded: Any = BertForSequenceClassification.from_pretrained(
-                    self._directory(),
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,
-                    dtype=torch.float32,
-                    **options,
-                )
-                model, info = loaded
-        finally:
-            logging.set_verbosity(verbosity)
-            if bar:
-                logging.enable_progress_bar()
-        # transformers only warns when it fills gaps with random weights, hence its warnings are off and this is here
+        with quiet_transformers(), seeded(seed):
+            loaded: Any = BertForSequenceClassification.from_pretrained(
+                self._directory(),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                dtype=torch.float32,
+                **options,
+            )
+            model, info = loaded
+        # transformers only warns when it fills gaps with random weights
         unexpected = {key for key in info["unexpected_keys"] if not key.endswith("position_ids")}
         if set(info["missing_keys"]) != _NEW or unexpected or info["mismatched_keys"]:
             raise DataError(

@@ -17,7 +17,8 @@ from rdo_harness.config import settings
 if TYPE_CHECKING:
     from rdo_harness.architectures.base import Architecture
 
-Kind = Literal["classification", "causal"]
+Kind = Literal["classification", "causal", "tokens"]
+"""Texts with a label; the next byte; the next token of a model's own vocabulary."""
 Split = Literal["validation", "test"]
 Batch = dict[str, torch.Tensor]
 
@@ -40,6 +41,7 @@ class Evaluation:
         correct: per item, in the order of the split, whether the most likely label is the true one; bool [items].
         nats: cross entropy of each question (classification), or the mean over each held-out window (causal), in the
             order of the split; what confidence intervals and paired tests are made of.
+        more: further metrics by name, which become columns of the row.
     """
 
     metric: float
@@ -47,6 +49,7 @@ class Evaluation:
     items: int
     correct: torch.Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
     nats: torch.Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+    more: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
