@@ -26,7 +26,9 @@ examples:
   rdo run quickstart
   rdo run classification --seeds 1 --methods rtn,backslash
   rdo run paper-table4 --scale small --jobs 2
+  rdo run paper-table4 --scale full --dry-run
   rdo run my-suite.toml --out somewhere
+  rdo run paper-fig4 --model path/of/a/model
   rdo run my-suite.toml --submit slurm --submit-options slurm_partition=gpu,timeout_min=240,gpus_per_node=1
 """
 
@@ -43,6 +45,10 @@ def add_commands(commands: Commands) -> None:
     _add_suite(run, "where results go")
     run.add_argument("--seeds", type=int, metavar="N", help="run seeds 0..N-1 instead of those in the suite")
     run.add_argument("--methods", metavar="A,B", help="run only these methods of the suite, by name or label")
+    run.add_argument(
+        "--model", metavar="PATH_OR_ID", help="one model in the place of all: a folder, or a name on the hub"
+    )
+    run.add_argument("--dry-run", action="store_true", help="print what would be trained, and about how long it takes")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, or cluster jobs, at once")
     run.add_argument(
         "--submit",
@@ -81,10 +87,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from rdo_harness.suite import load_suite
 
     full = load_suite(arguments.suite, arguments.scale)
+    if arguments.model is not None:
+        full = full.with_model(arguments.model)
     methods = None if arguments.methods is None else [name.strip() for name in arguments.methods.split(",")]
     suite = full.restricted(methods, arguments.seeds)
     console = Console()
     console.print(f"[bold]{suite.name}[/bold]: {suite.description}")
+    if arguments.dry_run:
+        return _dry_run(suite, arguments.out)
     try:
         with _workers(arguments) as workers, ProgressDisplay(console, arguments.jobs) as display:
             rows = run(suite, arguments.out, display, workers)
@@ -101,6 +111,20 @@ def _run(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"rdo: error: {failed} operating points failed; the same command tries them again", file=sys.stderr)
     return FAILED if failed else DONE
+
+
+def _dry_run(suite: Suite, out: Path) -> int:
+    from rdo_harness.plan import plan
+    from rdo_harness.tables import print_table
+
+    trainings = plan(suite, out)
+    columns = ("architecture", "task", "method", "lambda", "seed", "steps", "points", "minutes", "from")
+    print_table(columns, [training.cells() for training in trainings])
+    known = [training.seconds for training in trainings if training.seconds is not None]
+    unknown = f", and {len(trainings) - len(known)} of unknown time" if len(known) < len(trainings) else ""
+    points = sum(training.points for training in trainings)
+    print(f"{len(trainings)} trainings of about {sum(known) / 3600:.1f} h in all{unknown}; {points} operating points")
+    return DONE
 
 
 def _workers(arguments: argparse.Namespace) -> AbstractContextManager[Workers | None]:

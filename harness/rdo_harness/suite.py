@@ -33,6 +33,8 @@ class Part:
     architectures: tuple[Architecture, ...]
     budget: Budget
     methods: tuple[Method, ...]
+    seconds_per_step: float | None = None
+    """A guess at a training's speed, for ``--dry-run`` where none was measured."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,25 @@ class Suite:
     seeds: tuple[int, ...]
     paper: str = ""
     """The table or figure of the paper that it repeats, as in paper.toml."""
+    scale: str = ""
+
+    def with_model(self, path: str) -> Suite:
+        """The same suite with one model in the place of all architectures: a folder, or a name on the hub.
+
+        Raises:
+            ConfigError: the suite's tasks are of a kind that no such model can do.
+        """
+        names = {"classification": "hf-classifier", "tokens": "hf"}
+        parts = []
+        for part in self.parts:
+            if part.task.kind not in names:
+                raise ConfigError(
+                    f"--model: task {part.task.name!r} is for models over bytes, trained from scratch; "
+                    "use a suite whose tasks are texts with labels, or wikitext2"
+                )
+            model = from_table(ARCHITECTURES.get(names[part.task.kind]), {"path": path}, "--model")
+            parts.append(replace(part, architectures=(model,)))
+        return replace(self, parts=tuple(parts))
 
     def restricted(self, methods: Sequence[str] | None, seeds: int | None) -> Suite:
         """The same suite with some methods (by name or label) and seeds 0 to ``seeds - 1``.
@@ -89,6 +110,7 @@ class _PartTable:
     training: dict[str, Any]
     methods: tuple[Any, ...]
     task_options: dict[str, Any] = field(default_factory=dict)
+    seconds_per_step: float | None = None
 
 
 def suite_names() -> list[str]:
@@ -133,17 +155,22 @@ def parse_suite(document: dict[str, Any], where: str, scale: str | None = None) 
 
     A suite of one part has the tables [suite], [training] and [[methods]]. One that comes in scales has a list of parts
     for each, [[scale.small]] and so on, with ``task``, ``architectures``, ``training`` and, where they differ from the
-    [[methods]] of the suite, ``methods``; its name ends with the scale, the small one unless said otherwise.
+    [[methods]] of the suite, ``methods``; its name ends with the scale, the small one unless said otherwise. One that
+    shows the rows of another suite in another way names it in ``parts_of`` and has no other table.
     """
     known = {"suite", "training", "methods", "scale"}
     for key in document:
         if key not in known:
             raise ConfigError(f"{where}: unknown table [{key}]; {_hint(key, known)}known: {', '.join(sorted(known))}")
+    table = dict(document.get("suite", {}))
+    if "parts_of" in table:
+        original = load_suite(str(table.pop("parts_of")), scale)
+        header = from_table(_Header, _with_scale(table, original.scale), f"{where}: [suite]")
+        return Suite(parts=original.parts, scale=original.scale, **vars(header))
     scaled = "scale" in document
     for key in ["suite"] if scaled else ["methods", "suite", "training"]:
         if not document.get(key):
             raise ConfigError(f"{where}: the table [{key}] is missing or empty")
-    table = dict(document["suite"])
     methods = document.get("methods", [])
     if scaled:
         scale = scale or SCALES[0]
@@ -154,17 +181,20 @@ def parse_suite(document: dict[str, Any], where: str, scale: str | None = None) 
             _part({"methods": methods, **part}, f"{where}: [[scale.{scale}]] number {number}")
             for number, part in enumerate(document["scale"][scale], 1)
         ]
-        table["name"] = f"{table.get('name')}-{scale}"
     elif scale is not None:
         raise ConfigError(f"{where}: this suite does not come in scales; leave --scale out")
     else:
         keys = ("task", "architectures", "task_options")
         own = {key: table.pop(key) for key in keys if key in table}
         parts = [_part({**own, "training": document["training"], "methods": methods}, where)]
-    header = from_table(_Header, table, f"{where}: [suite]")
+    header = from_table(_Header, _with_scale(table, scale), f"{where}: [suite]")
     if not header.seeds:
         raise ConfigError(f"{where}: [suite]: give at least one seed")
-    return Suite(parts=tuple(parts), **vars(header))
+    return Suite(parts=tuple(parts), scale=scale or "", **vars(header))
+
+
+def _with_scale(table: dict[str, Any], scale: str | None) -> dict[str, Any]:
+    return {**table, "name": f"{table['name']}-{scale}"} if scale and "name" in table else table
 
 
 def _part(table: dict[str, Any], where: str) -> Part:
@@ -187,6 +217,7 @@ def _part(table: dict[str, Any], where: str) -> Part:
         ),
         budget=from_table(Budget, found.training, f"{where}: [training]"),
         methods=tuple(methods),
+        seconds_per_step=found.seconds_per_step,
     )
 
 

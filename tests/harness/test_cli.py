@@ -57,6 +57,22 @@ def test_a_run_ends_with_table_figure_and_page_and_can_be_repeated(
     assert (out / "tables" / "tiny.md").exists()
 
 
+def test_a_dry_run_trains_nothing_and_says_how_long(
+    tiny_suite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for scale in ("small", "full"):
+        assert cli.main(["run", "paper-table4", "--scale", scale, "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "meta-llama/Llama-3.2-1B" in printed
+    assert "15 trainings of about 0.0 h in all, and 15 of unknown time; 15 operating points" in printed
+    assert "12 trainings of about 10.0 h in all; 12 operating points" in printed
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["run", str(tiny_suite_file), "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert cli.main(["run", str(tiny_suite_file), "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("earlier rows") == 3
+
+
 def test_misuse_is_exit_code_2_and_one_line(
     tiny_suite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from rdo.quantizers import RelativeQuantizer, UniformQuantizer
 from rdo_harness.cells import cells
 from rdo_harness.config import parse_step
 from rdo_harness.results import read_rows
-from rdo_harness.suite import Suite, load_suite, parse_suite, suite_names
+from rdo_harness.suite import SCALES, Suite, load_suite, parse_suite, suite_names
 from tests.harness.conftest import SUITE
 
 RESULTS = Path(__file__).parents[2] / "results" / "runs"
@@ -57,6 +57,29 @@ def test_scales_are_lists_of_parts(document: dict[str, Any]) -> None:
         parse_suite(document, "my.toml", "full")
     with pytest.raises(ConfigError, match="does not come in scales"):
         load_suite("quickstart", "small")
+
+
+PAPER = [name for name in suite_names() if name.startswith("paper-")]
+
+
+def test_every_table_and_figure_of_the_paper_comes_in_three_scales() -> None:
+    assert {f"paper-table{n}" for n in (3, 4, 5, 6)} | {f"paper-fig{n}" for n in range(1, 9)} <= set(PAPER)
+    for name in PAPER:
+        for scale in SCALES if name != "paper-questions" else SCALES[:1]:
+            suite = load_suite(name, scale)
+            assert suite.name == f"{name}-{scale}"
+            assert suite.paper == name.removeprefix("paper-")
+            keys = [cell.key for cell in cells(suite)]
+            assert len(keys) == len(set(keys))
+
+
+def test_small_suites_share_their_trainings() -> None:
+    """Nothing is trained twice: the whole paper at the small scale is this many trainings."""
+    trainings = [cell.training_key for name in PAPER for cell in cells(load_suite(name))]
+    assert len(set(trainings)) == 30
+    assert {cell.key for cell in cells(load_suite("paper-fig2"))} == {
+        cell.key for cell in cells(load_suite("paper-fig4"))
+    }
 
 
 def test_points_of_a_suite(tiny_suite: Suite) -> None:
