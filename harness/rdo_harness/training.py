@@ -16,9 +16,9 @@ from torch import nn
 
 from rdo.attach import TargetAttachment
 from rdo_harness.architectures.base import Architecture
-from rdo_harness.attaching import attach
 from rdo_harness.config import later, settings
 from rdo_harness.observation import WeightObserver
+from rdo_harness.rate_settings import RateSettings, attach
 from rdo_harness.resources import peak_memory_bytes, reset_peak_memory
 from rdo_harness.tasks.base import PreparedTask, Task
 from rdo_harness.training_state import load_state, restore, save_state, snapshot
@@ -62,36 +62,6 @@ class Budget:
             return None
         rate = self.base_learning_rate or self.learning_rate
         return replace(self, steps=self.base_steps, learning_rate=rate, base_steps=0, base_learning_rate=0.0)
-
-
-@dataclass(frozen=True)
-class RateSettings:
-    """How the rate enters a training; all of :class:`rdo.constraint.RateConstraint`'s settings, JSON-able.
-
-    Args:
-        on: share of the steps with the rate term on; plain training after that.
-        bits: instead of lambda a size, in bits per parameter of the file; the next three are of
-            :class:`rdo.target.SizeTarget`.
-        start: share of the steps before the loss sees rounded weights.
-    """
-
-    lam: float
-    entropy_model: dict[str, Any]
-    apply: str = "gradient"
-    units: str = "bits"
-    pooling: str = "global"
-    scale_by_lr: bool = False
-    precondition: bool = False
-    on: float = 1.0
-    bits: float | None = later(None)
-    pressure: float = later(0.0)
-    allocation: str = later("sensitivity")
-    start: float | None = later(0.0)
-    compensated: bool = later(False)
-
-    def describe(self) -> str:
-        """A few words for progress lines."""
-        return f"lambda {self.lam:g}" if self.bits is None else f"{self.bits:g} bits"
 
 
 @dataclass(frozen=True)
@@ -202,7 +172,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (budget.steps - step) / max(budget.steps - warmup, 1))
     )
-    handle = None if rate is None else attach(optimizer, model, architecture, budget, rate)
+    handle = None if rate is None else attach(optimizer, model, architecture, budget.steps, rate)
     observer = WeightObserver(model, architecture)
     stateful = {"optimizer": optimizer, "schedule": schedule, **({} if handle is None else {"rate": handle})}
     history: list[dict[str, float]] = []

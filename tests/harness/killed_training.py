@@ -13,8 +13,9 @@ import torch
 
 from rdo_harness import training
 from rdo_harness.architectures.base import seeded
+from rdo_harness.rate_settings import RateSettings
 from rdo_harness.tasks.base import Task
-from rdo_harness.training import Budget, RateSettings, Trained
+from rdo_harness.training import Budget, Trained
 from tests.harness.conftest import Mlp, TinyArchitecture, TinyTask
 
 BUDGET = Budget(steps=30, batch_size=16, learning_rate=0.01, weight_decay=0.01)

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from rdo.errors import ConfigError
 from rdo_harness.methods.base import Method, OperatingPoint
+from rdo_harness.rate_settings import RateSettings
 from rdo_harness.registries import METHODS
-from rdo_harness.training import RateSettings
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rdo.errors import ConfigError
 from rdo.quantizers import Quantizer, RelativeQuantizer, UniformQuantizer
 from rdo_harness.architectures.base import Architecture
 from rdo_harness.config import parse_step
-from rdo_harness.training import RateSettings
+from rdo_harness.rate_settings import RateSettings
 
 if TYPE_CHECKING:
     from rdo_harness.tasks.base import Batch, PreparedTask

@@ -12,8 +12,8 @@ import rdo
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 from rdo_harness.methods.base import Context, Method, OperatingPoint
+from rdo_harness.rate_settings import RateSettings
 from rdo_harness.registries import METHODS
-from rdo_harness.training import RateSettings
 
 
 @dataclass(frozen=True)

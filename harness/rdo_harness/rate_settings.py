@@ -1,0 +1,80 @@
+"""How a suite says that the rate or the size enters a training, and what becomes of it: :func:`rdo.attach`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import rdo
+from rdo.control import Constant, OnThenOff
+from rdo.entropy import entropy_model_from_config
+from rdo_harness.architectures.base import Architecture
+from rdo_harness.config import later
+
+
+@dataclass(frozen=True)
+class RateSettings:
+    """How the rate enters a training; all of :class:`rdo.constraint.RateConstraint`'s settings, JSON-able.
+
+    Args:
+        on: share of the steps with the rate term on; plain training after that.
+        bits: instead of lambda a size, in bits per parameter of the file; the next three are of
+            :class:`rdo.target.SizeTarget`.
+        start: share of the steps before the loss sees rounded weights.
+    """
+
+    lam: float
+    entropy_model: dict[str, Any]
+    apply: str = "gradient"
+    units: str = "bits"
+    pooling: str = "global"
+    scale_by_lr: bool = False
+    precondition: bool = False
+    on: float = 1.0
+    bits: float | None = later(None)
+    pressure: float = later(0.0)
+    allocation: str = later("sensitivity")
+    start: float | None = later(0.0)
+    compensated: bool = later(False)
+
+    def describe(self) -> str:
+        """A few words for progress lines."""
+        return f"lambda {self.lam:g}" if self.bits is None else f"{self.bits:g} bits"
+
+
+def attach(
+    optimizer: torch.optim.Optimizer, model: nn.Module, architecture: Architecture, steps: int, rate: RateSettings
+) -> rdo.Attachment:
+    """Attach what the settings say to an optimizer: a rate term, or a size."""
+    if rate.bits is not None:
+        return rdo.attach(
+            optimizer,
+            model,
+            bits_per_parameter=rate.bits,
+            parameters=architecture.compressible,
+            entropy_model=entropy_model_from_config(rate.entropy_model),
+            verbose=False,
+            target_options={
+                "pressure": rate.pressure,
+                "allocation": rate.allocation,
+                "compensated": rate.compensated,
+                "start": None if rate.start is None else round(rate.start * steps),
+            },
+        )
+    steps_on = round(rate.on * steps)
+    return rdo.attach(
+        optimizer,
+        model,
+        lam=Constant(rate.lam) if rate.on >= 1.0 else OnThenOff(rate.lam, steps_on),
+        parameters=architecture.compressible,
+        entropy_model=entropy_model_from_config(rate.entropy_model),
+        apply=rate.apply,
+        units=rate.units,
+        pooling=rate.pooling,
+        scale_by_lr=rate.scale_by_lr,
+        precondition=rate.precondition,
+        verbose=False,
+    )
