@@ -169,5 +169,5 @@ def _report(arguments: argparse.Namespace) -> int:
 def _write_report(console: Console, rows: list[dict[str, object]], out: Path, suite: Suite) -> None:
     from rdo_harness.report import build
 
-    built = build(rows, out, suite.name)
+    built = build(rows, out, suite.name, paper=suite.paper)
     built.print_summary(console)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from rdo_harness import figures
 from rdo_harness.metrics import ITEM_COLUMNS
+from rdo_harness.paper_tables import paper_tables
 from rdo_harness.report_tables import CODERS, Table, operating_points, papers_presentation, summary
 from rdo_harness.results import Row
 
@@ -63,12 +64,13 @@ class Report:
         console.print(Text("written: " + ", ".join(map(str, self.files))), highlight=False, soft_wrap=True)
 
 
-def build(rows: Sequence[Row], out: Path, suite: str, anchor: str | None = None) -> Report:
+def build(rows: Sequence[Row], out: Path, suite: str, anchor: str | None = None, paper: str = "") -> Report:
     """Write OUT/tables/SUITE.{md,csv}, OUT/figures/SUITE.{svg,png} and OUT/SUITE.html.
 
     Args:
         rows: rows of one suite; those with an ``error`` are listed as failures.
         anchor: label that the others are compared with; the first of method ``rtn`` by default.
+        paper: the table or figure of the paper that the suite repeats; its claims and numbers come first.
     """
     failures = [f"{row.get('label')}, seed {row.get('seed')}: {row['error']}" for row in rows if "error" in row]
     frame = pd.DataFrame([row for row in rows if "error" not in row])
@@ -87,6 +89,7 @@ def build(rows: Sequence[Row], out: Path, suite: str, anchor: str | None = None)
             where = f"{architecture} on {task}"
             summaries.append(summary(group, labels, anchor, where))
             tables += [summaries[-1], operating_points(group, where), papers_presentation(group, labels, where)]
+        tables = [*(paper_tables(rows, paper) if paper else []), *tables]
         notes = _notes(frame)
         figure_svg = figures.save(figures.rate_distortion(frame, labels), out / "figures", suite)
         files += [out / "figures" / f"{suite}.svg", out / "figures" / f"{suite}.png"]
