@@ -6,12 +6,13 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rdo.coders import CODERS
 from rdo.entropy import ENTROPY_MODELS
-from rdo_harness.registries import METHODS
+from rdo_harness.registries import ARCHITECTURES, METHODS, TASKS
 from tests import conformance
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,8 @@ def examples(document: str) -> list[str]:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """Forget afterwards what an example registered."""
-    kept = [(registry, registry.names(), dict(registry._plugins)) for registry in (CODERS, ENTROPY_MODELS, METHODS)]
+    registries = (CODERS, ENTROPY_MODELS, METHODS, TASKS, ARCHITECTURES)
+    kept = [(registry, registry.names(), dict(registry._plugins)) for registry in registries]
     yield
     for registry, _, plugins in kept:
         registry._plugins.clear()
@@ -49,16 +51,35 @@ def test_the_readme_examples(
     assert names["model"].weight.detach().abs().sum() < before
 
 
+def load(examples: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """Import each example as a module of its own."""
+    monkeypatch.syspath_prepend(folder)
+    for index, example in enumerate(examples):
+        (folder / f"{prefix}_{index}.py").write_text(example)
+        importlib.import_module(f"{prefix}_{index}")
+
+
 def test_the_contributing_examples(registries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entropy_model, method, coder = examples("CONTRIBUTING.md")
-    for index, example in enumerate((entropy_model, method, coder)):
-        (tmp_path / f"contributed_{index}.py").write_text(example)
-        monkeypatch.syspath_prepend(tmp_path)
-        importlib.import_module(f"contributed_{index}")
+    load(examples("CONTRIBUTING.md"), tmp_path, monkeypatch, "contributed")
     logistic, bitmap = ENTROPY_MODELS.get("logistic")(), CODERS.get("bitmap")()
     for check in conformance.ENTROPY_MODEL_CHECKS:
         check(logistic)
     conformance.check_description(bitmap)
     for symbols in conformance.sequences().values():
         conformance.check_coder(bitmap, symbols)
+
+
+def test_the_extensions_run_as_a_suite(registries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    *plugins, script = examples("docs/extending.md")
+    load(plugins, tmp_path, monkeypatch, "extension")
     conformance.check_method(METHODS.get("clipping"))
+    [suite] = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
+    (tmp_path / "parity.toml").write_text(suite)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(script, "docs/extending.md", "exec"), names)
+    rows = names["rows"]
+    assert [row["label"] for row in rows] == ["clipping", "clipping", "backslash"]
+    assert not [row["error"] for row in rows if "error" in row]
+    assert rows[1]["metric"] == 1.0, "the last digit tells"
+    assert rows[0]["file_bytes"] <= rows[1]["file_bytes"]
