@@ -83,3 +83,10 @@ def test_the_extensions_run_as_a_suite(registries: None, tmp_path: Path, monkeyp
     assert not [row["error"] for row in rows if "error" in row]
     assert rows[1]["metric"] == 1.0, "the last digit tells"
     assert rows[0]["file_bytes"] <= rows[1]["file_bytes"]
+
+
+def test_the_example_of_callbacks() -> None:
+    (example,) = examples("docs/integrations.md")
+    names: dict[str, object] = {}
+    exec(compile(example, "docs/integrations.md", "exec"), names)
+    assert names["callback"].handle is names["sized"].handle is None
