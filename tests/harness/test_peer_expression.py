@@ -11,6 +11,7 @@ from torch import Tensor
 import rdo
 from rdo.checkpoint import inspect_compressed, load_quantized
 from rdo.quantizers import AllocatedQuantizer
+from rdo_harness.peers.completion import save_expressed
 from rdo_harness.peers.conformance import check_levels, check_sparsity
 from rdo_harness.peers.environments import PeerError
 from rdo_harness.peers.expression import Expression, decoded, express, side_bytes
@@ -85,6 +86,19 @@ def test_a_file_gives_the_weights_back_and_counts_scales_and_zero_points(tmp_pat
     assert torch.equal(weights["w"], found.weight())
     assert side_bytes(raw) == 2 * 2 * scale.numel()
     assert inspect_compressed(tmp_path / "w.rdo").raw_bytes == side_bytes(raw) + 12
+
+
+def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
+    symbols, scale = quantized()
+    model = torch.nn.Sequential(torch.nn.Embedding(ROWS, COLUMNS), torch.nn.Linear(COLUMNS, ROWS, bias=False))
+    model[1].weight = model[0].weight
+    found = express("0.weight", dequantized(symbols, scale), scale)
+    save_expressed(model, {"0.weight": found}, {}, tmp_path / "w.rdo")
+    weights = decoded(*load_quantized(tmp_path / "w.rdo"))
+    assert torch.equal(weights["0.weight"], found.weight())
+    assert torch.equal(weights["1.weight"], found.weight())
+    info = inspect_compressed(tmp_path / "w.rdo")
+    assert info.parameters == symbols.numel() + scale.numel()
 
 
 def test_what_is_not_on_the_grid_is_refused() -> None:

@@ -71,6 +71,7 @@ PEERS: dict[str, Peer] = {
         Peer("hqq", "hqq", "with_hqq.py", checks=_INTEGERS),
         Peer("nncodec", "nncodec", "with_nncodec.py", checks=_STEPS),
         Peer("sparsegpt", "llmcompressor", "with_llmcompressor.py", True, True, _PRUNING),
+        Peer("torchao", "torchao", "with_torchao.py", checks=_INTEGERS),
         Peer("wanda", "llmcompressor", "with_llmcompressor.py", True, True, _PRUNING),
     )
 }

@@ -84,9 +84,12 @@ def save_expressed(
     model: nn.Module, expressions: Mapping[str, Expression], steps: Mapping[str, float], path: Path
 ) -> None:
     """Write a compressed checkpoint in which some matrices are a peer's symbols and the rest is rounded by steps."""
-    state = dict(model.state_dict())
+    plain = model.state_dict()
+    state = dict(plain)
     for name, expression in expressions.items():
         state |= expression.entries(name)
+        tied = [other for other, tensor in plain.items() if tensor.data_ptr() == plain[name].data_ptr()]
+        state |= dict.fromkeys(tied, state[name])
     coded = AllocatedQuantizer({**dict.fromkeys(expressions, 1.0), **steps}, bits=0.0, distortion="absolute")
     rdo.save_compressed(state, path, quantizer=coded, coder="rans", compressible=_coded(coded.step_of))
 

@@ -90,9 +90,11 @@ def express(name: str, weight: Tensor, scale: Tensor, zero_point: Tensor | None 
 def decoded(quantized: Mapping[str, QuantizedTensor], raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a checkpoint, by name: expressed matrices put together, the others dequantised or as they are."""
     weights = {name: tensor for name, tensor in raw.items() if not name.endswith((SCALE, ZERO_POINT))}
+    first = {id(tensor): name for name, tensor in reversed(list(quantized.items()))}  # tied ones are one object
     for name, tensor in quantized.items():
-        if name + SCALE in raw:
-            weights[name] = _dequantized(tensor.symbols, raw[name + SCALE], raw.get(name + ZERO_POINT))
+        owner = first[id(tensor)]
+        if owner + SCALE in raw:
+            weights[name] = _dequantized(tensor.symbols, raw[owner + SCALE], raw.get(owner + ZERO_POINT))
         else:
             weights[name] = tensor.dequantize()
     return weights

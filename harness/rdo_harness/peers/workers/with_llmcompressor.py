@@ -14,7 +14,7 @@ from peer_job import Answer, Job, main
 
 
 def work(job: Job) -> Answer:
-    """Run one recipe over the whole model."""
+    """Prune, quantise, or one after the other."""
     import tokenizers
     import transformers
     from llmcompressor import oneshot
@@ -23,14 +23,22 @@ def work(job: Job) -> Answer:
     modules = [name.removesuffix(".weight") for name in job.matrices]
     # oneshot insists on something that processes text, though it is given token ids
     processor = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()))
-    oneshot(
-        model=model,
-        processor=processor,
-        recipe=_recipe(job.options, modules),
-        dataset=torch.utils.data.DataLoader(job.calibration(), batch_size=None),
-        pipeline="sequential",
-        sequential_targets=_layers(model),
-    )
+    zeros: dict[str, torch.Tensor] = {}
+    for modifier in _modifiers(job.options, modules):
+        oneshot(
+            model=model,
+            processor=processor,
+            recipe=[modifier],
+            dataset=torch.utils.data.DataLoader(job.calibration(), batch_size=None),
+            pipeline="sequential",
+            sequential_targets=_layers(model),
+        )
+        for name in modules:  # GPTQ's corrections move some of the zeros of a pruner before it: they are put back
+            weight = model.get_submodule(name).weight
+            if name in zeros:
+                weight.data[zeros[name]] = 0.0
+            elif job.options.get("pruner"):
+                zeros[name] = weight.detach() == 0
     answer = Answer(packages=("llmcompressor", "compressed-tensors", "transformers"))
     for name in modules:
         module = model.get_submodule(name)
@@ -42,20 +50,20 @@ def work(job: Job) -> Answer:
     return answer
 
 
-def _recipe(options: dict[str, Any], modules: list[str]) -> list[Any]:
+def _modifiers(options: dict[str, Any], modules: list[str]) -> list[Any]:
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 
-    recipe = []
+    modifiers = []
     if options.get("pruner"):
         kind = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[options["pruner"]]
-        recipe.append(kind(sparsity=options["sparsity"], targets=modules))
+        modifiers.append(kind(sparsity=options["sparsity"], targets=modules))
     if options.get("bits"):
         size = options["group_size"]
         scheme = {"num_bits": options["bits"], "type": "int", "symmetric": True}
         scheme |= {"strategy": "group", "group_size": size} if size else {"strategy": "channel"}
-        recipe.append(GPTQModifier(config_groups={"all": {"targets": modules, "weights": scheme}}))
-    return recipe
+        modifiers.append(GPTQModifier(config_groups={"all": {"targets": modules, "weights": scheme}}))
+    return modifiers
 
 
 def _layers(model: Any) -> list[str]:

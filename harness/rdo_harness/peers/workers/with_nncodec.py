@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from unittest.mock import MagicMock
+
+import torch
 from peer_job import Answer, Job, main
 
 _DENSITY = 2
@@ -10,7 +14,7 @@ _DENSITY = 2
 
 def work(job: Job) -> Answer:
     """Encode every matrix into a stream of its own, and decode it."""
-    import torch
+    _import_torchvision()
     from nncodec import tensor as codec
 
     qp = job.options["qp"]
@@ -24,6 +28,18 @@ def work(job: Job) -> Answer:
         answer.tensors[f"{name}.scale"] = torch.full((1, 1), step)
         answer.native_bytes += len(stream)
     return answer
+
+
+def _import_torchvision() -> None:
+    """NNCodec imports torchvision for its examples; one built for another PyTorch (CPU or CUDA) cannot be imported.
+
+    Nothing of it is used here, so that a stand-in will do.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        for name in ("torchvision", "torchvision.datasets", "torchvision.models", "torchvision.transforms"):
+            sys.modules[name] = MagicMock()
 
 
 if __name__ == "__main__":
