@@ -16,8 +16,9 @@ SHORT_SUITE = """
 [suite]
 name = "short"
 description = "proves that a suite runs"
-task = { name = "wikitext2-bytes", evaluation_bytes = 1024 }
-architectures = [{ name = "gpt-small", width = 48, layers = 1 }]
+task = "wikitext2-bytes"
+task_options = { evaluation_bytes = 1024 }
+architectures = ["gpt-small"]
 seeds = [0]
 
 [training]
@@ -67,5 +68,5 @@ class Quickstart:
                 Path(suite).write_text(SHORT_SUITE)
             command = [sys.executable, "-m", "rdo_harness.cli", "run", suite, "--out", folder]
             started = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             return time.perf_counter() - started

@@ -168,7 +168,6 @@ RANS.encode = _fat
 """
 
 
-@pytest.mark.slow
 def test_a_slowed_kernel_and_a_fattened_table_are_caught(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     same = repository.gate("--base", "HEAD")
