@@ -41,7 +41,7 @@ class CodingGrid:
     @property
     def steps(self) -> Tensor:
         """The step of each tensor, float32 [T]."""
-        return (self._relative * torch.exp2(self._octaves)).to(torch.float32)
+        return self._steps_after(0.0)
 
     @property
     def masters(self) -> list[Tensor]:
@@ -102,9 +102,12 @@ class CodingGrid:
         """Multiply all steps by ``2^octaves``; takes effect when the parameters are rounded next."""
         self._octaves += octaves
 
-    def quantizer(self, bits: float) -> AllocatedQuantizer:
-        """What gives the parameters' symbols back, and codes the masters as they are rounded now."""
-        steps = {name: float(step) for name, step in zip(self.names, self.steps.tolist(), strict=True)}
+    def _steps_after(self, octaves: float) -> Tensor:
+        return (self._relative * torch.exp2(self._octaves + octaves)).to(torch.float32)
+
+    def quantizer(self, bits: float, octaves: float = 0.0) -> AllocatedQuantizer:
+        """What rounds the masters as :meth:`round` does, or would do after :meth:`move` by so many octaves."""
+        steps = dict(zip(self.names, self._steps_after(octaves).tolist(), strict=True))
         return AllocatedQuantizer(steps, bits, "sensitivity")
 
     def state_dict(self) -> dict[str, object]:

@@ -165,16 +165,13 @@ class SizeTarget:
             And whatever ``save_compressed`` raises.
         """
         grid = self._ready()
-        state, base = self._state(), grid.quantizer(self.bits_per_parameter)
+        state = self._state()
 
-        def scaled(octaves: float) -> AllocatedQuantizer:
-            steps = {name: step * 2.0**octaves for name, step in base.step_of.items()}
-            return AllocatedQuantizer(steps, base.bits, base.distortion)
+        def size_at(octaves: float) -> int:
+            return self._trial(state, grid.quantizer(self.bits_per_parameter, octaves)).file_bytes
 
         slope = self.budget_bytes / max(self.goal_bits, 0.5)
-        octaves, size = nearest_below(
-            lambda octaves: self._trial(state, scaled(octaves)).file_bytes, self.budget_bytes, -8.0, 8.0, slope
-        )
+        octaves, size = nearest_below(size_at, self.budget_bytes, -8.0, 8.0, slope)
         if size > self.budget_bytes:
             raise ConfigError(f"no steps give a file of {self.budget_bytes:,.0f} bytes; the least is {size:,}")
         grid.restore()

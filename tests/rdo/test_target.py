@@ -65,6 +65,21 @@ def test_file_has_the_size_and_the_model_is_what_it_decodes_to(bits: float, tmp_
     assert all(torch.equal(decoded[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_file_of_a_tiny_model_is_too_large(seed: int, tmp_path: Path) -> None:
+    """Where a byte is a lot, what is written must have the very steps of the trial that had the size."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(SIZE, 40), nn.Tanh(), nn.Linear(40, 5))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    handle = rdo.attach(optimizer, model, bits_per_parameter=5.0, verbose=False, target_options={"start": 0})
+    assert isinstance(handle, TargetAttachment)
+    train(model, optimizer, range(25))
+    info = handle.save(tmp_path / "model.rdo")
+    assert 0.99 * 5.0 <= info.bits_per_parameter <= 5.0
+    again = rdo.save_compressed(model, tmp_path / "again.rdo", quantizer=handle.quantizer())
+    assert again.file_bytes == info.file_bytes
+
+
 def test_size_in_megabytes_counts_the_whole_file(tmp_path: Path) -> None:
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
