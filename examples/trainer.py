@@ -35,7 +35,8 @@ def main() -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = BertForSequenceClassification(BertConfig(**sizes, vocab_size=50, max_position_embeddings=16))
-    callback = RateCallback(bits_per_parameter=4.0, save_to=f"{arguments.out}-rdo")
+    # From random weights, so the loss sees rounded ones early; a pretrained model is better left to the default.
+    callback = RateCallback(bits_per_parameter=4.0, save_to=f"{arguments.out}-rdo", target_options={"start": 20})
     settings = TrainingArguments(
         output_dir=arguments.out, num_train_epochs=1, learning_rate=1e-3, logging_steps=20, save_steps=50
     )
