@@ -70,7 +70,7 @@ class CodingGrid:
         """Order-0 entropy of the masters at the steps, tensor by tensor, in bits per weight; float64 []."""
         counts = rdo_kernels.quantize(self.masters, self.steps.unbind(), dtype=torch.int16).counts
         assert counts is not None
-        return _entropy(counts) / self.count
+        return bits_of_counts(counts) / self.count
 
     def fit(self, bits: float) -> None:
         """Scale all steps such that the masters have this entropy, to 1e-3 octaves, by bisection; waits for the device.
@@ -131,7 +131,7 @@ class CodingGrid:
             self._rounded = True
 
 
-def _entropy(counts: Tensor) -> Tensor:
+def bits_of_counts(counts: Tensor) -> Tensor:
     """Bits of the symbols counted in the rows of int64 [T, K], each row under its own ideal code; float64 []."""
     values = counts.to(torch.float64)
     totals = values.sum(1, keepdim=True)

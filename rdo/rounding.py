@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import rdo_kernels
 from rdo.calibration import Calibration, calibrate, steps_by_sensitivity
 from rdo.checkpoint.writer import is_compressible
+from rdo.coding_grid import bits_of_counts
 from rdo.compensation import compensate, compensation_factor
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
@@ -106,7 +107,7 @@ def _start(weights: Mapping[str, Tensor], relative: Mapping[str, float], bits: f
         steps = [torch.tensor(relative[name] * 2.0**octaves) for name in weights]
         counts = rdo_kernels.quantize(tensors, steps, dtype=torch.int16).counts
         assert counts is not None
-        if float(_bits_of(counts.to(torch.float64))) >= bits * count:
+        if float(bits_of_counts(counts)) >= bits * count:
             return octaves
         octaves -= 0.1
     raise ConfigError(f"no steps give an entropy of {bits:g} bits; ask for less")
@@ -147,10 +148,4 @@ def _code_lengths(symbols: Tensor) -> Tensor:
 
 def _entropy_bits(symbols: Tensor) -> float:
     counts = torch.unique(symbols, return_counts=True)[1]
-    return float(_bits_of(counts.to(torch.float64).unsqueeze(0)))
-
-
-def _bits_of(counts: Tensor) -> Tensor:
-    """Bits of the symbols counted in the rows of float64 [T, K], each row under its own ideal code."""
-    totals = counts.sum(1, keepdim=True)
-    return torch.xlogy(counts, totals / counts.clamp(min=1.0)).sum() / math.log(2)
+    return float(bits_of_counts(counts.unsqueeze(0)))
