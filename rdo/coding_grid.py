@@ -16,23 +16,36 @@ import rdo_kernels
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 
-_OCTAVES = 16
-"""How far below the scale that makes all weights zero one is looked for; symbols are counted up to 1023."""
+_FINEST = 512
+"""Steps from zero to the largest weight of a tensor, at most; symbols are counted up to twice that."""
 
 
 class CodingGrid:
     """Parameters with one quantisation step each: a scale for all, times what each tensor has relative to the others.
 
+    No step is finer than 1/512 of the largest weight that its tensor has when the grid is made: a tensor that the loss
+    is far more sensitive to than to the others would take bits from them for a precision that nobody needs.
+
     Args:
         names: of the parameters, as a state dict has them.
         parameters: floating-point tensors of any size, all on one device.
         relative: the steps of the tensors for scale 1, positive.
+        finest: the least steps, of a grid that is made again; by default those above.
     """
 
-    def __init__(self, names: Sequence[str], parameters: Sequence[Tensor], relative: Sequence[float]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        parameters: Sequence[Tensor],
+        relative: Sequence[float],
+        finest: Sequence[float] | None = None,
+    ) -> None:
         self.names, self.parameters = list(names), list(parameters)
         self.count = sum(parameter.numel() for parameter in parameters)
         device = parameters[0].device
+        if finest is None:
+            finest = [float(parameter.detach().abs().amax()) / _FINEST for parameter in parameters]
+        self._finest = torch.tensor(list(finest), dtype=torch.float64, device=device)
         self._relative = torch.tensor(list(relative), dtype=torch.float64, device=device)
         self._octaves = torch.zeros((), dtype=torch.float64, device=device)
         self._masters: list[Tensor] = []
@@ -41,7 +54,7 @@ class CodingGrid:
     @property
     def steps(self) -> Tensor:
         """The step of each tensor, float32 [T]."""
-        return self._steps_after(0.0)
+        return self.steps_after(0.0)
 
     @property
     def masters(self) -> list[Tensor]:
@@ -82,9 +95,9 @@ class CodingGrid:
         high = math.log2(max(float((largest / self._relative).max()), 1e-300)) + 2.0  # all weights are zero
         low = high
         while self._entropy_at(low) < bits:
-            low -= 1.0
-            if high - low > _OCTAVES:
+            if bool((self._relative * 2.0**low <= self._finest).all()):
                 raise ConfigError(f"no quantisation steps give the weights an entropy of {bits:g} bits; ask for less")
+            low -= 1.0
         high = min(high, low + 1.0)
         while high - low > 1e-3:
             middle = (low + high) / 2
@@ -102,22 +115,28 @@ class CodingGrid:
         """Multiply all steps by ``2^octaves``; takes effect when the parameters are rounded next."""
         self._octaves += octaves
 
-    def _steps_after(self, octaves: float) -> Tensor:
-        return (self._relative * torch.exp2(self._octaves + octaves)).to(torch.float32)
+    def steps_after(self, octaves: float) -> Tensor:
+        """The steps that :meth:`move` by so many octaves would lead to, float32 [T]."""
+        return torch.maximum(self._relative * torch.exp2(self._octaves + octaves), self._finest).to(torch.float32)
 
     def quantizer(self, bits: float, octaves: float = 0.0) -> AllocatedQuantizer:
         """What rounds the masters as :meth:`round` does, or would do after :meth:`move` by so many octaves."""
-        steps = dict(zip(self.names, self._steps_after(octaves).tolist(), strict=True))
+        steps = dict(zip(self.names, self.steps_after(octaves).tolist(), strict=True))
         return AllocatedQuantizer(steps, bits, "sensitivity")
 
     def state_dict(self) -> dict[str, object]:
-        """Relative steps, the scale, and the masters by name (tensors) while the parameters are rounded."""
+        """Relative and least steps, the scale, and the masters by name (tensors) while the parameters are rounded."""
         masters = dict(zip(self.names, self._masters, strict=True)) if self._rounded else {}
-        return {"relative": self._relative.tolist(), "octaves": float(self._octaves), "masters": masters}
+        return {
+            "relative": self._relative.tolist(),
+            "finest": self._finest.tolist(),
+            "octaves": float(self._octaves),
+            "masters": masters,
+        }
 
     @torch.no_grad()
     def load_masters(self, octaves: float, masters: Mapping[str, Tensor]) -> None:
-        """Go on from :meth:`state_dict`, given the grid was built with its relative steps.
+        """Go on from :meth:`state_dict`, given the grid was built with its relative and least steps.
 
         Raises:
             ConfigError: the masters are not those of these parameters.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import rdo_kernels
 from rdo.calibration import Calibration, calibrate, steps_by_sensitivity
 from rdo.checkpoint.writer import is_compressible
-from rdo.coding_grid import bits_of_counts
+from rdo.coding_grid import CodingGrid, bits_of_counts
 from rdo.compensation import compensate, compensation_factor
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
@@ -60,16 +60,17 @@ def round_to_entropy(
     measured = calibrate(model, batches, loss, list(weights))
     originals = {name: weight.detach().to(torch.float32).clone() for name, weight in weights.items()}
     factors = {name: compensation_factor(matrix) for name, matrix in measured.inputs.items()}
-    relative = dict(zip(weights, steps_by_sensitivity([measured.sensitivity[name] for name in weights]), strict=True))
-    count = sum(weight.numel() for weight in weights.values())
+    relative = steps_by_sensitivity([measured.sensitivity[name] for name in weights])
+    grid = CodingGrid(list(weights), list(originals.values()), relative)
+    grid.fit(bits)  # rounded to nearest
 
     def at(octaves: float) -> tuple[float, dict[str, Tensor], dict[str, float]]:
-        steps = {name: step * 2.0**octaves for name, step in relative.items()}
+        steps = dict(zip(weights, grid.steps_after(octaves).tolist(), strict=True))
         symbols = {name: _rounded(name, originals[name], steps[name], factors, measured, price) for name in weights}
         total = sum(_entropy_bits(values) for values in symbols.values())
-        return total / count, symbols, steps
+        return total / grid.count, symbols, steps
 
-    symbols, steps = _search(at, bits, _start(originals, relative, bits))
+    symbols, steps = _search(at, bits)
     with torch.no_grad():
         for name, weight in weights.items():
             [values] = rdo_kernels.dequantize([symbols[name].to(torch.int32)], [torch.tensor(steps[name])])
@@ -78,11 +79,11 @@ def round_to_entropy(
 
 
 def _search(
-    at: Callable[[float], tuple[float, dict[str, Tensor], dict[str, float]]], bits: float, start: float
+    at: Callable[[float], tuple[float, dict[str, Tensor], dict[str, float]]], bits: float
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Symbols and steps whose entropy is at most, and almost, the one asked for; about a bit less for each octave."""
-    low, high = start - 8.0, start + 8.0  # too many bits, few enough
-    octaves, best = start, None
+    low, high = -8.0, 8.0  # too many bits, few enough
+    octaves, best = 0.0, None
     for _ in range(_TRIALS):
         found, symbols, steps = at(octaves)
         if found <= bits:
@@ -96,21 +97,6 @@ def _search(
     if best is None:
         raise ConfigError(f"no steps give an entropy of {bits:g} bits; ask for more")
     return best
-
-
-def _start(weights: Mapping[str, Tensor], relative: Mapping[str, float], bits: float) -> float:
-    """Octaves at which weights rounded to nearest have the entropy, to a tenth of an octave."""
-    tensors = list(weights.values())
-    count = sum(weight.numel() for weight in tensors)
-    octaves = math.log2(max(float(w.abs().max()) / relative[name] for name, w in weights.items())) + 1.0
-    for _ in range(200):
-        steps = [torch.tensor(relative[name] * 2.0**octaves) for name in weights]
-        counts = rdo_kernels.quantize(tensors, steps, dtype=torch.int16).counts
-        assert counts is not None
-        if float(bits_of_counts(counts)) >= bits * count:
-            return octaves
-        octaves -= 0.1
-    raise ConfigError(f"no steps give an entropy of {bits:g} bits; ask for less")
 
 
 def _rounded(

@@ -217,7 +217,8 @@ class SizeTarget:
             self._pressure.load_state_dict(state["pressure"])
         saved = state["grid"]
         if saved is not None:
-            self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, saved["relative"])
+            weights = self._constraint.names, self._constraint.parameters
+            self.grid = CodingGrid(*weights, saved["relative"], saved["finest"])
             self.grid.load_masters(saved["octaves"], saved["masters"])
 
     def _zeros(self, *size: int) -> Tensor:

@@ -232,3 +232,17 @@ def test_grid_of_zeros_and_of_unreachable_entropy() -> None:
         grid.fit(15.0)
     with pytest.raises(ConfigError, match="ask for less"):
         CodingGrid(["a"], [torch.zeros(10)], [1.0]).fit(1.0)
+
+
+def test_grid_of_tensors_that_differ_a_millionfold_in_sensitivity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(2000, generator=generator), torch.randn(1000, generator=generator)]
+    for bits in (4.0, 7.0):
+        grid = CodingGrid(["a", "b"], weights, [1.0, 2.0**-20])
+        grid.fit(bits)
+        assert float(grid.entropy_bits()) == pytest.approx(bits, abs=0.02)
+        finest = float(grid.steps[1])
+        assert finest == pytest.approx(float(weights[1].abs().max()) / 512), "as fine as a step gets"
+        again = CodingGrid(["a", "b"], [w.round() for w in weights], [1.0, 2.0**-20], grid.state_dict()["finest"])
+        again.move(float(grid.state_dict()["octaves"]))
+        assert torch.equal(again.steps, grid.steps)
