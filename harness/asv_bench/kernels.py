@@ -17,6 +17,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], float]] = {
     "laplace": ({}, 1.0),
     "gaussian": ({}, 2.0),
     "lp": ({"p": 0.5, "eps": EPS}, 0.5),
+    "pareto": ({}, 0.0),
 }
 """Options of each family, and the power that its eager form takes."""
 
@@ -36,8 +37,10 @@ class Workload:
         self.weights = [(0.05 * torch.randn(size, generator=generator)).to(dtype) for _ in range(tensors)]
         self.gradients = [torch.zeros_like(weight) for weight in self.weights]
         with skipped_where_missing():
-            from rdo.entropy import entropy_model_from_config
+            from rdo.entropy import ENTROPY_MODELS, entropy_model_from_config
 
+            if family not in ENTROPY_MODELS.names():
+                raise NotImplementedError(f"this commit has no law {family!r}")
             options, self.power = FAMILIES[family]
             self.family = entropy_model_from_config({"name": family, **options})
             self.theta = self.family.fit(torch.tensor([1e6, 4e4, 2.5e3, 0.0, 1.0], dtype=torch.float64))
