@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gated", action="store_true", help="only those that CI compares")
     arguments = parser.parse_args(argv)
     machine = _machine(arguments.machine)
-    known = _known()
+    known = known_benchmarks()
     figures = [f for f in every() if re.search(arguments.only, f.label) and (f.gate or not arguments.gated)]
     for commit in arguments.commits:
         commit, date = _git("show", "-s", "--format=%H %ct", f"{commit}^{{commit}}").split()
         started = time.perf_counter()
         values = _measured(commit, figures)
-        _save(machine, commit, 1000 * int(date), values, known)
+        save(machine, commit, 1000 * int(date), values, known)
         missing = sum(value != value for value in values.values())
         print(
             f"{commit[:10]}: {len(values) - missing} figures, {missing} skipped, {time.perf_counter() - started:.0f} s"
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _save(machine: dict[str, str], commit: str, date: int, values: dict[Figure, float], known: Benchmarks) -> None:
+def save(machine: dict[str, str], commit: str, date: int, values: dict[Figure, float], known: Benchmarks) -> None:
     """Add figures to asv's file of a commit of that date, in milliseconds; those of other runs stay."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     path = get_filename(machine["machine"], commit, f"existing-py{version}")
@@ -71,14 +71,16 @@ def _save(machine: dict[str, str], commit: str, date: int, values: dict[Figure, 
     results.save(str(RESULTS))
 
 
-def _known() -> Benchmarks:
+def known_benchmarks() -> Benchmarks:
     """The benchmarks of this working tree, written where `asv publish` looks for their units and versions."""
     plain = str | int | float | list | dict | bool
     entries = [
         {name: value for name, value in vars(found).items() if isinstance(value, plain) and not name.startswith("_")}
         for found in benchmarks()
     ]
-    known = Benchmarks(Config.load(str(ROOT / "asv.conf.json")), entries)
+    settings = Config.load(str(ROOT / "asv.conf.json"))
+    settings.results_dir = str(RESULTS)  # in the file it is relative to the folder that asv is started in
+    known = Benchmarks(settings, entries)
     known.save()
     return known
 
