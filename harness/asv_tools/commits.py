@@ -19,7 +19,7 @@ class Comparison:
 
     Attributes:
         base: the commit before, or None if the clone does not have it.
-        suspects: one line for each commit that changed the code since, newest first.
+        suspects: one line for each change of the code since the base, newest first.
     """
 
     base: str | None
@@ -35,19 +35,26 @@ def comparison(root: Path, base: str | None = None) -> Comparison:
     Raises:
         ValueError: the base that was asked for is not in the clone.
     """
-    edited = bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", *CODE))
-    if base is None and edited:
+    if base is None and _edited(root):
         base = "HEAD"
     if base is None:
         last = _git(root, "log", "-1", "--first-parent", "--format=%H", "--", *CODE)
         base = f"{last}^"
         if not _exists(root, base):
-            return Comparison(None, (_line(root, last),))
+            return Comparison(None, ())
     elif not _exists(root, base):
         raise ValueError(f"there is no commit {base!r} in this clone")
     commit = _git(root, "rev-parse", f"{base}^{{commit}}")
-    since = _git(root, "log", "--first-parent", "--format=%h %s", f"{commit}..HEAD", "--", *CODE).splitlines()
-    return Comparison(commit, (*(["the edits in this working tree"] if edited else []), *since))
+    return Comparison(commit, since(root, commit))
+
+
+def since(root: Path, commit: str) -> tuple[str, ...]:
+    """One line for each change of the code since a commit, newest first; one for all if the commit is missing."""
+    edits = ("the edits in this working tree",) if _edited(root) else ()
+    if not _exists(root, commit):
+        return *edits, f"{_line(root, 'HEAD')}, or a commit between {commit[:10]} and it, which this clone lacks"
+    lines = _git(root, "log", "--first-parent", "--format=%h %s", f"{commit}..HEAD", "--", *CODE)
+    return *edits, *lines.splitlines()
 
 
 def extracted(root: Path, commit: str) -> Path:
@@ -71,6 +78,10 @@ def is_ancestor(root: Path, commit: str) -> bool:
     """Whether HEAD descends from a commit, as far as this clone can tell."""
     command = ["git", "-C", str(root), "merge-base", "--is-ancestor", commit, "HEAD"]
     return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _edited(root: Path) -> bool:
+    return bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", *CODE))
 
 
 def _line(root: Path, commit: str) -> str:

@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     started = time.perf_counter()
     if compared.base is None or arguments.history:
-        changes = _with_history(figures, overrides, arguments.lead)
+        changes, suspects = _with_history(figures, overrides, arguments.lead)
     else:
         print(f"this working tree against {compared.base[:10]}, in turns, {len(figures)} figures")
-        changes = _with_commit(compared.base, figures, overrides, arguments.lead)
-    print(report(changes, compared.suspects))
+        changes, suspects = _with_commit(compared.base, figures, overrides, arguments.lead), compared.suspects
+    print(report(changes, suspects))
     print(f"{time.perf_counter() - started:.0f} s")
     return int(any(change.fails for change in changes))
 
@@ -59,12 +59,14 @@ def _with_commit(base: str, figures: Sequence[Figure], overrides: dict[str, floa
         changes = compare(figures, before.measure, after.measure, restart, overrides, lead)
     finally:
         restart()
-    for figure, error in after.errors.items():
-        print(f"failed: {figure.label}: {error}")
+    _print_errors(after)
     return changes
 
 
-def _with_history(figures: Sequence[Figure], overrides: dict[str, float], lead: int) -> list[Change]:
+def _with_history(
+    figures: Sequence[Figure], overrides: dict[str, float], lead: int
+) -> tuple[list[Change], Sequence[str]]:
+    """What changed since the records, and the commits that may have done what fails."""
     records = history.newest(ROOT / "results" / "asv", ROOT, figures)
     known = [figure for figure in figures if figure in records]
     where = sorted({f"{record.commit[:10]} on {record.machine}" for record in records.values()})
@@ -73,9 +75,18 @@ def _with_history(figures: Sequence[Figure], overrides: dict[str, float], lead: 
         print(f"not compared, for want of a record from this hardware: {len(figures) - len(known)} figures")
     side = Side(ROOT)
     try:
-        return compare(known, lambda figure: records[figure].value, side.measure, side.restart, overrides, lead)
+        changes = compare(known, lambda figure: records[figure].value, side.measure, side.restart, overrides, lead)
     finally:
         side.restart()
+    _print_errors(side)
+    blamed = {records[change.figure].commit for change in changes if change.fails}
+    lines = [line for commit in sorted(blamed) for line in commits.since(ROOT, commit)]
+    return changes, list(dict.fromkeys(lines))
+
+
+def _print_errors(side: Side) -> None:
+    for figure, error in side.errors.items():
+        print(f"failed: {figure.label}: {error}")
 
 
 def report(changes: Sequence[Change], suspects: Sequence[str]) -> str:
@@ -96,7 +107,8 @@ def report(changes: Sequence[Change], suspects: Sequence[str]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     if any(change.fails for change in changes):
-        table += ["", "done by:" if len(suspects) == 1 else "done by one of:", *(f"  {line}" for line in suspects)]
+        if suspects:
+            table += ["", "done by:" if len(suspects) == 1 else "done by one of:", *(f"  {line}" for line in suspects)]
         table += ["", "If it is worth it, say so in harness/asv_tools/overrides.toml."]
     return "\n".join([*table, "", rest])
 

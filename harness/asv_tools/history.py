@@ -9,6 +9,7 @@ from pathlib import Path
 
 from asv.machine import Machine
 from asv.results import Results, iter_results_for_machine
+from asv.util import load_json
 
 from asv_tools.commits import is_ancestor
 from asv_tools.figures import Figure
@@ -31,8 +32,8 @@ def newest(folder: Path, root: Path, figures: Sequence[Figure]) -> dict[Figure, 
     here = Machine.get_defaults()
     found: dict[Figure, tuple[tuple[bool, int], Record]] = {}
     for path in sorted(folder.glob("*/machine.json")):
-        machine = Machine.load(str(path.parent), use_defaults=True)
-        same_hardware = (machine.cpu, machine.num_cpu) == (here["cpu"], here["num_cpu"])
+        machine = load_json(str(path), Machine.api_version)
+        same_hardware = (machine["cpu"], machine["num_cpu"]) == (here["cpu"], here["num_cpu"])
         comparable = [figure for figure in figures if same_hardware or figure.gate != "ratio"]
         for results in iter_results_for_machine(str(folder), path.parent.name):
             order = (is_ancestor(root, results.commit_hash), results.date)

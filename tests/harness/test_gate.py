@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +11,11 @@ import pytest
 
 from asv_tools.commits import comparison
 from asv_tools.compare import Change, compare
-from asv_tools.figures import ROOT, Figure, every, gated
+from asv_tools.figures import Figure, every, gated
 from asv_tools.gate import report
 from asv_tools.overrides import OVERRIDES, accepted
 from rdo.errors import ConfigError
+from tests.harness.gated_repository import FATTENED, SLOWED, Repository
 
 TIME = Figure("kernels.track_ratio", 0, ("moments",), "ours / torch", "ratio")
 SIZE = Figure("files.track_bytes", 1, ("rans",), "bytes", "bytes")
@@ -121,55 +118,8 @@ def test_the_table_names_figures_and_commits() -> None:
     assert "done by" not in report(changes[1:], ["abc1234 Slow it"])
 
 
-class Repository:
-    """A repository of its own with the packages as they are here."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        ignored = shutil.ignore_patterns("__pycache__")
-        for name in ("rdo", "kernels", "harness"):
-            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        shutil.copy(ROOT / ".gitignore", folder)
-        self.git("init", "--quiet", "--initial-branch=main")
-        self.commit("Begin")
-
-    def git(self, *arguments: str) -> None:
-        identity = ("-c", "user.name=n", "-c", "user.email=e@example.org")
-        subprocess.run(["git", *identity, *arguments], cwd=self.folder, check=True)
-
-    def commit(self, subject: str) -> None:
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--message", subject)
-
-    def append(self, path: str, code: str) -> None:
-        with (self.folder / path).open("a") as file:
-            file.write(code)
-
-    def gate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "asv_tools.gate", "--only", r"moments, 1000000|Files.*\(rans\)", *arguments]
-        sources = os.pathsep.join(str(self.folder / name) for name in (".", "kernels", "harness"))
-        environment = {**os.environ, "PYTHONPATH": sources}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
-
-
-SLOWED = """
-_once = moments
-def moments(weights, **options):
-    _once(weights, **options)
-    return _once(weights, **options)
-"""
-FATTENED = """
-import dataclasses
-_lean = RANS.encode
-def _fat(self, symbols, row_length=1):
-    stream = _lean(self, symbols, row_length)
-    return dataclasses.replace(stream, table=np.concatenate([stream.table, np.zeros(8, np.uint8)]))
-RANS.encode = _fat
-"""
-
-
 def test_a_slowed_kernel_and_a_fattened_table_are_caught(tmp_path: Path) -> None:
-    repository = Repository(tmp_path)
+    repository = Repository.begun(tmp_path)
     same = repository.gate("--base", "HEAD")
     assert same.returncode == 0, same.stdout + same.stderr
     repository.append("kernels/rdo_kernels/operations.py", SLOWED)
@@ -188,8 +138,8 @@ def test_a_slowed_kernel_and_a_fattened_table_are_caught(tmp_path: Path) -> None
     assert "Take notes" not in done.stdout
 
 
-def test_without_a_parent_the_record_is_compared_with(tmp_path: Path) -> None:
-    repository = Repository(tmp_path)
+def test_by_default_edits_are_compared_with_head(tmp_path: Path) -> None:
+    repository = Repository.begun(tmp_path)
     assert comparison(tmp_path).base is None
     repository.append("rdo/errors.py", "\n")
     edited = comparison(tmp_path)
