@@ -23,6 +23,7 @@ class Trend:
 
     Attributes:
         relative: whether lines show percent of their newest value, for settings of different size.
+        ratio: whether values are shares of a reference, which are drawn on a logarithmic axis with a line at 1.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Trend:
     axis: str
     lines: tuple[tuple[str, ...], ...]
     relative: bool = False
+    ratio: bool = False
 
 
 TRENDS = (
@@ -37,7 +39,8 @@ TRENDS = (
         "asv-decode",
         "coders.AgainstPeers.track_decode",
         "decoding time / zstd -1 (smaller is better)",
-        (("rans", "zstd"), ("huffman", "zstd"), ("exp_golomb", "zstd")),
+        (("rans", "zstd"), ("huffman", "zstd"), ("exp_golomb", "zstd"), ("fixed_length", "zstd")),
+        ratio=True,
     ),
     Trend(
         "asv-files",
@@ -55,11 +58,12 @@ TRENDS = (
     Trend(
         "asv-kernels",
         "kernels.BySize.track_ratio",
-        "time / torch, one thread, 1M weights (smaller is better)",
+        "time / torch, 1M weights (smaller is better)",
         tuple(
             (name, "1000000")
             for name in ("moments", "gradient", "preconditioned proximal step", "AdamW + rate", "quantise + histogram")
         ),
+        ratio=True,
     ),
 )
 
@@ -84,6 +88,7 @@ def draw(trend: Trend, machine: str) -> Path | None:
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
 
     recorded = values(machine, trend.benchmark)
     order = [commit for commit in _commits() if commit in recorded]
@@ -101,7 +106,13 @@ def draw(trend: Trend, machine: str) -> Path | None:
         colour = colours(0.9 * number / max(len(trend.lines) - 1, 1))
         places, heights = zip(*((place, scale * value) for place, value in points), strict=True)
         axes.plot(places, heights, marker=marker, color=colour, label=setting[0], linewidth=1.3, markersize=5)
-    if not trend.relative:
+    if trend.ratio:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.axhline(1, color="grey", linewidth=0.8)
+    elif not trend.relative:
         axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(order)), [commit[:8] for commit in order], rotation=60, ha="right", fontsize=8)
     axes.set_xlabel(f"commit, oldest first; machine {machine}")

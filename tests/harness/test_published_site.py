@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from asv_tools import record
+from asv_tools import record, trends
 from asv_tools.figures import ROOT, Figure, every
 
 DECODE, FILE = "coders.AgainstPeers.track_decode", "files.Files.track_bytes"
@@ -70,3 +70,17 @@ def test_the_site_names_the_commit_that_made_decoding_slower(tmp_path: Path, com
     }
     (graph,) = [json.loads(path.read_text()) for path in site.glob(f"graphs/**/machine-made-up/**/{DECODE}.json")]
     assert [hashes[str(revision)] for revision, _ in graph] == commits
+
+
+def test_trend_figures_are_drawn_over_the_commits(
+    tmp_path: Path, commits: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trends, "ROOT", tmp_path)
+    monkeypatch.setattr(trends, "RESULTS", tmp_path / "results" / "asv")
+    monkeypatch.setattr(trends, "FIGURES", tmp_path)
+    recorded = trends.values(MACHINE["machine"], DECODE)
+    assert list(recorded) == commits
+    assert recorded[commits[-1]]["rans", "zstd"] > 1.2 * recorded[commits[0]]["rans", "zstd"]
+    drawn = [trends.draw(trend, MACHINE["machine"]) for trend in trends.TRENDS]
+    found = [path.name for path in drawn if path and path.read_bytes().startswith(b"\x89PNG")]
+    assert found == ["asv-decode.png", "asv-files.png"]  # there are no records of the others
