@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from asv.benchmarks import Benchmarks
 from asv.config import Config
@@ -46,15 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         started = time.perf_counter()
         values = _measured(commit, figures)
         save(machine, commit, 1000 * int(date), values, known)
-        missing = sum(value != value for value in values.values())
-        print(
-            f"{commit[:10]}: {len(values) - missing} figures, {missing} skipped, {time.perf_counter() - started:.0f} s"
-        )
+        missing = sum(value is None or math.isnan(value) for value in values.values())
+        seconds = time.perf_counter() - started
+        print(f"{commit[:10]}: {len(values) - missing} figures, {missing} skipped or failed, {seconds:.0f} s")
     return 0
 
 
-def save(machine: dict[str, str], commit: str, date: int, values: dict[Figure, float], known: Benchmarks) -> None:
-    """Add figures to asv's file of a commit of that date, in milliseconds; those of other runs stay."""
+def save(
+    machine: dict[str, str], commit: str, date: int, values: Mapping[Figure, float | None], known: Benchmarks
+) -> None:
+    """Add figures to asv's file of a commit of that date, in milliseconds; those of other runs stay.
+
+    As asv has it, None is a figure that failed, and NaN one that is not known.
+    """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     path = get_filename(machine["machine"], commit, f"existing-py{version}")
     if (RESULTS / path).exists():
@@ -65,7 +69,7 @@ def save(machine: dict[str, str], commit: str, date: int, values: dict[Figure, f
     for benchmark in {figure.benchmark for figure in values}:
         measured = {figure.index or 0: value for figure, value in values.items() if figure.benchmark == benchmark}
         count = math.prod(len(axis) for axis in known[benchmark]["params"])
-        row = [measured.get(index) for index in range(count)]
+        row = [measured.get(index, math.nan) for index in range(count)]
         found = BenchmarkResult(row, [None] * count, [None] * count, 0, "", None)
         results.add_result(known[benchmark], found, selected_idx=set(measured))
     results.save(str(RESULTS))
@@ -85,7 +89,7 @@ def known_benchmarks() -> Benchmarks:
     return known
 
 
-def _measured(commit: str, figures: Sequence[Figure]) -> dict[Figure, float]:
+def _measured(commit: str, figures: Sequence[Figure]) -> dict[Figure, float | None]:
     side = Side(extracted(ROOT, commit))
     try:
         values = {figure: side.measure(figure) for figure in figures}
@@ -93,7 +97,7 @@ def _measured(commit: str, figures: Sequence[Figure]) -> dict[Figure, float]:
         side.restart()
     for figure, error in side.errors.items():
         print(f"failed at {commit[:10]}: {figure.label}: {error}", file=sys.stderr)
-    return values
+    return {figure: None if figure in side.errors else value for figure, value in values.items()}
 
 
 def _machine(name: str) -> dict[str, str]:
