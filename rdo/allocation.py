@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from operator import methodcaller
@@ -13,7 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from rdo.checkpoint import CheckpointInfo, save_compressed
+from rdo.checkpoint import CheckpointInfo
+from rdo.checkpoint.trial import written_for_trial
 from rdo.checkpoint.writer import Coder, Compressible
 from rdo.coders import make_coders
 from rdo.errors import ConfigError
@@ -80,10 +79,9 @@ def steps_for_bits(
     counted = _checked_importance(importance or {}, state)
 
     def written(quantizer: Quantizer) -> CheckpointInfo:
-        with tempfile.TemporaryDirectory(prefix="rdo-") as folder:
-            path = os.path.join(folder, "trial.rdo")
-            options = {"coder": coders, "compressible": compressible, "raw_dtype": raw_dtype}
-            return save_compressed(state, path, quantizer=quantizer, **options)  # type: ignore[arg-type]
+        return written_for_trial(
+            state, quantizer=quantizer, coder=coders, compressible=compressible, raw_dtype=raw_dtype
+        )
 
     report = progress if progress is not None else lambda *_: None
     report(0, 1, "reading the model")

@@ -109,7 +109,7 @@ def calibrate(
             loss(model, batch).backward()  # type: ignore[no-untyped-call]
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
-                    squares[name] += float(parameter.grad.double().square().mean())
+                    squares[name] += float(torch.linalg.vector_norm(parameter.grad)) ** 2 / parameter.numel()
             seen += 1
     finally:
         model.zero_grad(set_to_none=True)

@@ -45,21 +45,22 @@ def compensate(matrix: Tensor, factor: Tensor, rounding: Rounding) -> tuple[Tens
     Returns:
         The integers, and the values that they were made of: the matrix, changed to make up for the columns before.
     """
-    left, values, symbols = matrix.clone(), torch.empty_like(matrix), torch.empty_like(matrix)
+    left = matrix.T.contiguous()  # a column of the matrix lies in one piece
+    values, symbols = torch.empty_like(left), torch.empty_like(left)
     diagonal = factor.diagonal()
     weights = diagonal.pow(-2)
-    weights = weights / weights.mean()
-    for begin in range(0, matrix.shape[1], _BLOCK):
-        end = min(begin + _BLOCK, matrix.shape[1])
-        block, errors = left[:, begin:end].clone(), torch.empty_like(left[:, begin:end])
-        for at in range(begin, end):
-            column = block[:, at - begin].clone()
-            values[:, at], symbols[:, at] = column, rounding(column, float(weights[at]))
-            error = (column - symbols[:, at]) / diagonal[at]
-            block[:, at - begin :] -= torch.outer(error, factor[at, at:end])
-            errors[:, at - begin] = error
-        left[:, end:] -= errors @ factor[begin:end, end:]
-    return symbols, values
+    counts = (weights / weights.mean()).tolist()
+    for begin in range(0, len(left), _BLOCK):
+        end = min(begin + _BLOCK, len(left))
+        block = left[begin:end]
+        errors = torch.empty_like(block)
+        for row, at in enumerate(range(begin, end)):
+            values[at] = block[row]
+            symbols[at] = rounding(block[row], counts[at])
+            torch.div(block[row] - symbols[at], diagonal[at], out=errors[row])
+            block[row:].addr_(factor[at, at:end], errors[row], alpha=-1.0)
+        left[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1.0)
+    return symbols.T, values.T
 
 
 @torch.no_grad()

@@ -1,16 +1,17 @@
 """Rounding after training that weighs the loss against bits.
 
 The columns of a matrix are rounded one after another, and the error of each is made good, as far as it can be, by the
-columns that follow (GPTQ: Frantar et al., arXiv 2210.17323; the error is that of the layer's output). Of the two
-multiples of the step next to a weight the one with the smaller error + mu * bits is taken. At high rates the slope of
-the best quantiser is ``dD/dR = -2 ln 2 D`` with ``D = step^2 / 12`` for each weight, which says what a bit is worth: mu
-follows from the step.
+columns that follow (GPTQ: Frantar et al., arXiv 2210.17323; the error is that of the layer's output). With a price of
+bits, of the two multiples of the step next to a weight the one with the smaller error + mu * bits is taken. At high
+rates the slope of the best quantiser is ``dD/dR = -2 ln 2 D`` with ``D = step^2 / 12`` for each weight, which says what
+a bit is worth: mu follows from the step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 import rdo_kernels
 from rdo.calibration import Calibration, calibrate, steps_by_sensitivity
-from rdo.checkpoint.writer import is_compressible
+from rdo.checkpoint.trial import written_for_trial
+from rdo.checkpoint.writer import Coder, is_compressible
 from rdo.coding_grid import CodingGrid, bits_of_counts
 from rdo.compensation import compensate, compensation_factor
 from rdo.errors import ConfigError
@@ -28,24 +30,121 @@ _TRIALS = 12
 _CLOSE = 2e-3
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """A model's weights as integers, by name: float32, and of the weights' sizes; and their steps."""
+
+    symbols: dict[str, Tensor]
+    steps: dict[str, float]
+
+    def entropy_bits(self) -> float:
+        """Order-0 entropy tensor by tensor, in bits a weight."""
+        total = sum(_entropy_bits(symbols) for symbols in self.symbols.values())
+        return total / sum(symbols.numel() for symbols in self.symbols.values())
+
+    def weight(self, name: str) -> Tensor:
+        """Symbols times their step, as a decoder makes them; float32."""
+        symbols = self.symbols[name]
+        step = torch.tensor(self.steps[name], device=symbols.device)
+        [values] = rdo_kernels.dequantize([symbols.to(torch.int32)], [step])
+        return values.view(symbols.shape)
+
+    def quantizer(self, bits: float) -> AllocatedQuantizer:
+        """The steps, for ``save_compressed``: it gives the weights these symbols."""
+        return AllocatedQuantizer(self.steps, bits, "sensitivity")
+
+
+class CompensatedRounding:
+    """A trained model's weights, measured once, to be rounded at any scale of the steps.
+
+    Steps relate as one over the root of the tensors' mean squared gradients, as in :class:`rdo.target.SizeTarget`.
+
+    Args:
+        model: is not changed, but for its gradients, which are cleared.
+        batches, loss: calibration data, as for :func:`rdo.calibration.calibrate`.
+        price: what a bit counts in units of its worth at high rates; 0 rounds for the loss alone.
+        compressible: which parameters to round; default those that ``save_compressed`` codes.
+
+    Attributes:
+        weights: as they were, by name; float32.
+
+    Raises:
+        ConfigError: nothing to round, or no calibration data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        loss: Callable[[nn.Module, Any], Tensor],
+        *,
+        price: float = 0.0,
+        compressible: Callable[[str, Tensor], bool] | None = None,
+    ) -> None:
+        choose = compressible or is_compressible
+        chosen = {name: p for name, p in model.named_parameters() if choose(name, p)}
+        if not chosen or price < 0.0:
+            raise ConfigError(f"nothing to round at price {price:g} in {len(chosen)} tensors")
+        self._price = price
+        self._measured = calibrate(model, batches, loss, list(chosen))
+        self.weights = {name: weight.detach().to(torch.float32).clone() for name, weight in chosen.items()}
+        self._factors = {name: compensation_factor(matrix) for name, matrix in self._measured.inputs.items()}
+        relative = steps_by_sensitivity([self._measured.sensitivity[name] for name in chosen])
+        self._grid = CodingGrid(list(chosen), list(self.weights.values()), relative)
+
+    def search(self, goal: float, measure: Callable[[Rounded], float]) -> Rounded:
+        """The finest rounding that measures at most ``goal``, met within 0.2 % from below.
+
+        Args:
+            goal, measure: bits a weight or parameter, which fall by about one for each octave that steps grow.
+
+        Raises:
+            ConfigError: no steps come near.
+        """
+        if not 0.0 < goal < math.inf:
+            raise ConfigError(f"nothing to round at {goal:g} bits; ask for a positive number")
+        self._grid.fit(goal)  # rounded to nearest
+        low, high = -8.0, 8.0  # too many bits, few enough
+        octaves, best, least = 0.0, None, math.inf
+        for _ in range(_TRIALS):
+            rounded = self._at(octaves)
+            found = measure(rounded)
+            least = min(found, least)
+            if found <= goal:
+                high, best = octaves, rounded
+                if found >= (1.0 - _CLOSE) * goal:
+                    break
+            else:
+                low = octaves
+            guess = octaves + (found - (1.0 - _CLOSE / 2) * goal) * 1.2
+            octaves = guess if low < guess < high else (low + high) / 2
+        if best is None:
+            raise ConfigError(f"no steps give {goal:g} bits, the least found was {least:.3g}; ask for more")
+        return best
+
+    def _at(self, octaves: float) -> Rounded:
+        steps = dict(zip(self._grid.names, self._grid.steps_after(octaves).tolist(), strict=True))
+        symbols = {
+            name: _rounded(name, weight, steps[name], self._factors, self._measured, self._price)
+            for name, weight in self.weights.items()
+        }
+        return Rounded(symbols, steps)
+
+
 def round_to_entropy(
     model: nn.Module,
     bits: float,
     batches: Iterable[Any],
     loss: Callable[[nn.Module, Any], Tensor],
     *,
-    price: float = 1.0,
+    price: float = 0.0,
     compressible: Callable[[str, Tensor], bool] | None = None,
 ) -> AllocatedQuantizer:
     """Round a trained model's weights in place such that their symbols have an entropy of ``bits`` a weight.
 
-    Steps relate as one over the root of the tensors' mean squared gradients, as in :class:`rdo.target.SizeTarget`.
-
     Args:
         bits: order-0 entropy of the symbols, tensor by tensor, in bits per coded weight; met within 0.2 % from below.
-        batches, loss: calibration data, as for :func:`rdo.calibration.calibrate`.
-        price: what a bit counts in units of its worth at high rates; 0 rounds for the loss alone.
-        compressible: which parameters to round; default those that ``save_compressed`` codes.
+        batches, loss, price, compressible: see :class:`CompensatedRounding`.
 
     Returns:
         The steps, for ``save_compressed``: it gives the rounded weights their symbols.
@@ -53,50 +152,59 @@ def round_to_entropy(
     Raises:
         ConfigError: nothing to round, no calibration data, or no steps give this entropy.
     """
-    choose = compressible or is_compressible
-    weights = {name: p for name, p in model.named_parameters() if choose(name, p)}
-    if not weights or not 0.0 < bits < math.inf or price < 0.0:
-        raise ConfigError(f"nothing to round at {bits:g} bits and price {price:g} in {len(weights)} tensors")
-    measured = calibrate(model, batches, loss, list(weights))
-    originals = {name: weight.detach().to(torch.float32).clone() for name, weight in weights.items()}
-    factors = {name: compensation_factor(matrix) for name, matrix in measured.inputs.items()}
-    relative = steps_by_sensitivity([measured.sensitivity[name] for name in weights])
-    grid = CodingGrid(list(weights), list(originals.values()), relative)
-    grid.fit(bits)  # rounded to nearest
-
-    def at(octaves: float) -> tuple[float, dict[str, Tensor], dict[str, float]]:
-        steps = dict(zip(weights, grid.steps_after(octaves).tolist(), strict=True))
-        symbols = {name: _rounded(name, originals[name], steps[name], factors, measured, price) for name in weights}
-        total = sum(_entropy_bits(values) for values in symbols.values())
-        return total / grid.count, symbols, steps
-
-    symbols, steps = _search(at, bits)
-    with torch.no_grad():
-        for name, weight in weights.items():
-            [values] = rdo_kernels.dequantize([symbols[name].to(torch.int32)], [torch.tensor(steps[name])])
-            weight.copy_(values.view(weight.shape))
-    return AllocatedQuantizer(steps, bits, "sensitivity")
+    rounding = CompensatedRounding(model, batches, loss, price=price, compressible=compressible)
+    rounded = rounding.search(bits, Rounded.entropy_bits)
+    _fill(model, {name: rounded.weight(name) for name in rounded.steps})
+    return rounded.quantizer(bits)
 
 
-def _search(
-    at: Callable[[float], tuple[float, dict[str, Tensor], dict[str, float]]], bits: float
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Symbols and steps whose entropy is at most, and almost, the one asked for; about a bit less for each octave."""
-    low, high = -8.0, 8.0  # too many bits, few enough
-    octaves, best = 0.0, None
-    for _ in range(_TRIALS):
-        found, symbols, steps = at(octaves)
-        if found <= bits:
-            high, best = octaves, (symbols, steps)
-            if found >= (1.0 - _CLOSE) * bits:
-                break
-        else:
-            low = octaves
-        guess = octaves + (found - (1.0 - _CLOSE / 2) * bits) * 1.2
-        octaves = guess if low < guess < high else (low + high) / 2
-    if best is None:
-        raise ConfigError(f"no steps give an entropy of {bits:g} bits; ask for more")
-    return best
+def round_to_size(
+    model: nn.Module,
+    bits_per_parameter: float,
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    price: float = 0.0,
+    compressible: Callable[[str, Tensor], bool] | None = None,
+    coder: Coder | Sequence[Coder] | None = None,
+    raw_dtype: torch.dtype | None = None,
+) -> AllocatedQuantizer:
+    """Round a trained model's weights in place such that its file has this size: our method after training.
+
+    Args:
+        bits_per_parameter: ``8 * file_bytes / parameters``, the whole file over all stored parameters; met within 0.2 %
+            from below, by writing files.
+        batches, loss, price, compressible: see :class:`CompensatedRounding`.
+        coder, raw_dtype: as for ``save_compressed``, which is to be given the same.
+
+    Returns:
+        The steps, for ``save_compressed``.
+
+    Raises:
+        ConfigError: nothing to round, no calibration data, or no steps give this size. The model is as it was then.
+    """
+    rounding = CompensatedRounding(model, batches, loss, price=price, compressible=compressible)
+
+    def measure(rounded: Rounded) -> float:
+        _fill(model, {name: rounded.weight(name) for name in rounded.steps})
+        quantizer = rounded.quantizer(bits_per_parameter)
+        return written_for_trial(
+            model, quantizer=quantizer, coder=coder, raw_dtype=raw_dtype, compressible=compressible
+        ).bits_per_parameter
+
+    left = rounding.weights
+    try:
+        rounded = rounding.search(bits_per_parameter, measure)
+        left = {name: rounded.weight(name) for name in rounded.steps}
+    finally:
+        _fill(model, left)
+    return rounded.quantizer(bits_per_parameter)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        model.get_parameter(name).copy_(weight)
 
 
 def _rounded(
@@ -110,12 +218,14 @@ def _rounded(
         return _cheaper(weight / step, lengths, mu)
     matrix = weight.T if name in measured.transposed else weight
     symbols, _ = compensate(matrix / step, factors[name], lambda values, counts: _cheaper(values, lengths, mu / counts))
-    return symbols.T.contiguous() if name in measured.transposed else symbols
+    return (symbols.T if name in measured.transposed else symbols).contiguous()
 
 
 def _cheaper(values: Tensor, lengths: Tensor, mu: float) -> Tensor:
     """The nearest integer or the next one towards zero, whichever has less squared error + mu * bits."""
     nearest = values.round()
+    if not mu:
+        return nearest
     towards = nearest - nearest.sign()
     bound = len(lengths) // 2
     cost = [

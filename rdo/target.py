@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -26,6 +25,7 @@ from torch.optim import Optimizer
 
 from rdo.allocation import nearest_below
 from rdo.checkpoint import CheckpointInfo, save_compressed
+from rdo.checkpoint.trial import written_for_trial
 from rdo.checkpoint.writer import Coder
 from rdo.coding_grid import CodingGrid
 from rdo.compensation import compensate_weights
@@ -153,7 +153,7 @@ class SizeTarget:
             As :meth:`land`.
         """
         self.land()
-        return self._written(self._state(), self.quantizer(), path)
+        return save_compressed(self._state(), path, **self._options(self.quantizer()))
 
     def land(self) -> None:
         """Move the steps a little such that the file has the size asked for, or is up to 0.05 % smaller.
@@ -261,18 +261,14 @@ class SizeTarget:
         return {name: masters.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
 
     def _trial(self, state: Mapping[str, Tensor], quantizer: AllocatedQuantizer) -> CheckpointInfo:
-        with tempfile.TemporaryDirectory(prefix="rdo-") as folder:
-            return self._written(state, quantizer, os.path.join(folder, "trial.rdo"))
+        return written_for_trial(state, **self._options(quantizer))
 
-    def _written(
-        self, state: Mapping[str, Tensor], quantizer: AllocatedQuantizer, path: str | os.PathLike[str]
-    ) -> CheckpointInfo:
+    def _options(self, quantizer: AllocatedQuantizer) -> dict[str, Any]:
+        """Of ``save_compressed``, for a state with unrounded weights."""
         coded = {master.data_ptr() for master in self._ready().masters}
-        return save_compressed(
-            state,
-            path,
-            quantizer=quantizer,
-            coder=self._coder,
-            raw_dtype=self._raw_dtype,
-            compressible=lambda name, tensor: tensor.data_ptr() in coded,
-        )
+        return {
+            "quantizer": quantizer,
+            "coder": self._coder,
+            "raw_dtype": self._raw_dtype,
+            "compressible": lambda name, tensor: tensor.data_ptr() in coded,
+        }

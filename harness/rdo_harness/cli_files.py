@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from rdo.checkpoint import CheckpointInfo
-    from rdo.quantizers import Quantizer
+    from rdo.quantizers import AllocatedQuantizer, Quantizer
 
 _COMPRESS = """\
 Quantise the matrices of a model (2 axes or more), entropy-code them, and store the other tensors as they are. A file
@@ -28,6 +28,7 @@ examples:
   rdo compress model.safetensors model.rdo --step 2^-10 --dead-zone 0.1
   rdo compress bert-base/ bert-base-rdo/ --relative-step 0.3 --granularity row --coder rans,huffman
   rdo compress bert-base/ bert-base-rdo/ --lossless
+  rdo compress smollm2/ smollm2-rdo/ --bits 3.0 --calibration articles.txt
 """
 _DECOMPRESS = """\
 Write the decoded weights as plain safetensors that any tool reads. Tied tensors, which the compressed file stores once,
@@ -70,6 +71,14 @@ def _add_compress(commands: Commands) -> None:
         choices=("absolute", "relative"),
         help="the squared error that --bits makes small: of the weights, or over the mean square of their tensor "
         "(default: relative)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="TEXT",
+        help="with --bits: run the model, a causal language model or a classifier of transformers, on this UTF-8 text "
+        "(for a classifier one example a line), give steps by sensitivity, and let weights make good for the rounding "
+        "of those before them",
     )
     parser.add_argument(
         "--granularity", choices=("tensor", "row"), help="what --relative-step is relative to (default: tensor)"
@@ -142,13 +151,17 @@ def _compress(arguments: argparse.Namespace) -> int:
     with plain_tensors(source) as tensors:
         plain_bytes = sum(tensor.nbytes for tensor in tensors.values())
         options: dict[str, Any] = {"coder": coders, "raw_dtype": raw_dtype}
-        if arguments.bits is not None:
+        stored = tensors
+        if arguments.calibration is not None:
+            stored, quantizer = _calibrated(tensors, arguments, options)
+            options["compressible"] = lambda name, _: name in quantizer.step_of
+        elif arguments.bits is not None:
             quantizer = _allocated(tensors, arguments, options)
         options |= {"quantizer": quantizer, "lossless": arguments.lossless}
 
         def write(path: Path) -> None:
             with weights_bar("compressing", sum(tensor.numel() for tensor in tensors.values())) as progress:
-                written.append(save_compressed(tensors, path, progress=progress, **options))
+                written.append(save_compressed(stored, path, progress=progress, **options))
 
         file = write_model(source, out, COMPRESSED, write)
     info, seconds = written[0], time.perf_counter() - started
@@ -172,6 +185,13 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "--lossless quantises nothing and has a coder of its own: leave --dead-zone, --granularity, --coder"
         )
+    if arguments.calibration is not None:
+        if arguments.bits is None:
+            raise ConfigError("--calibration rounds to a size: give --bits, too")
+        if arguments.distortion is not None or arguments.dead_zone:
+            raise ConfigError("--calibration measures what rounding costs: leave --distortion and --dead-zone")
+        if not arguments.source.is_dir():
+            raise ConfigError(f"--calibration runs the model: {arguments.source} must be its folder, with config.json")
     if arguments.bits is not None and arguments.granularity is not None:
         raise ConfigError("--granularity needs --relative-step; --bits finds one step for each tensor")
 
@@ -185,6 +205,16 @@ def _allocated(tensors: dict[str, torch.Tensor], arguments: argparse.Namespace, 
         return steps_for_bits(
             tensors, arguments.bits, distortion=distortion, dead_zone=dead_zone, progress=progress, **options
         )
+
+
+def _calibrated(
+    tensors: dict[str, torch.Tensor], arguments: argparse.Namespace, options: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], AllocatedQuantizer]:
+    from rdo_harness.calibrated import rounded_to_size
+    from rdo_harness.progress_bar import progress_bar
+
+    with progress_bar() as progress:
+        return rounded_to_size(arguments.source, tensors, arguments.calibration, arguments.bits, progress, **options)
 
 
 def _decompress(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from rdo.calibration import calibrate
 from rdo.coders import Histogram
 from rdo.compensation import compensate, compensation_factor
 from rdo.errors import ConfigError
-from rdo.rounding import round_to_entropy
+from rdo.rounding import round_to_entropy, round_to_size
 
 
 def inputs_of(size: int, seed: int = 0) -> Tensor:
@@ -134,3 +134,20 @@ def test_impossible_requests_are_refused() -> None:
         round_to_entropy(model, 2.0, batches, loss_of, compressible=lambda *_: False)
     with pytest.raises(ConfigError, match="ask for less"):
         round_to_entropy(model, 20.0, batches, loss_of)
+
+
+def test_model_rounded_to_the_size_of_a_file(tmp_path: Path) -> None:
+    model, batches = trained()
+    quantizer = round_to_size(model, 3.0, batches, loss_of)
+    info = rdo.save_compressed(model, tmp_path / "model.rdo", quantizer=quantizer)
+    assert 0.995 * 3.0 <= info.bits_per_parameter <= 3.0
+    decoded = rdo.load_compressed(tmp_path / "model.rdo")
+    assert all(torch.equal(decoded[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_size_that_cannot_be_had_leaves_the_model_as_it_was() -> None:
+    model, batches = trained()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match=r"the least found was .*; ask for more"):
+        round_to_size(model, 0.2, batches, loss_of)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -72,6 +74,10 @@ class Pretrained(Architecture):
         """Name of the file to take the weights from, if they are not in safetensors."""
         return None
 
+    @abstractmethod
+    def load(self) -> torch.nn.Module:
+        """The model as it is stored, in float32."""
+
     def _load(self, model_class: Any, new: tuple[str, ...] = (), **options: Any) -> torch.nn.Module:
         source, gguf_file = self.source(), self.gguf_file()
         options |= {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
@@ -111,11 +117,14 @@ class HuggingFaceCausal(Pretrained):
     kind: ClassVar[Kind] = "tokens"
 
     def build(self, seed: int, task: Task) -> torch.nn.Module:
-        from transformers import AutoModelForCausalLM
-
         task.check_kind(self)
         with seeded(seed):
-            return self._load(AutoModelForCausalLM)
+            return self.load()
+
+    def load(self) -> torch.nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        return self._load(AutoModelForCausalLM)
 
 
 @ARCHITECTURES.register("hf-classifier")
@@ -139,6 +148,41 @@ class HuggingFaceClassifier(Pretrained):
         config: Any = model.config
         config.pad_token_id = self.pad_id  # causal models find the last token of a text by it
         return model
+
+    def load(self) -> torch.nn.Module:
+        from transformers import AutoModelForSequenceClassification
+
+        return self._load(AutoModelForSequenceClassification)
+
+
+def local_model(source: Path, longest: int) -> Pretrained:
+    """The model of a folder, as the class that its configuration names; texts are cut to ``longest`` tokens or less.
+
+    Raises:
+        ConfigError: it is neither a causal language model nor a classifier of one label.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        [kind] = config.architectures
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{source}: to run the model it takes a folder of transformers whose config.json names its "
+            f"class under `architectures` ({error})"
+        ) from error
+    positions = getattr(config, "max_position_embeddings", None) or longest + 2
+    length = min(positions - 2, longest)  # RoBERTa's begin at 2
+    if str(kind).endswith(("ForCausalLM", "LMHeadModel")):
+        return HuggingFaceCausal(path=str(source), max_length=length)
+    several = getattr(config, "problem_type", None) in ("regression", "multi_label_classification")
+    if str(kind).endswith("ForSequenceClassification") and not several:
+        return HuggingFaceClassifier(path=str(source), max_length=length)
+    raise ConfigError(
+        f"{source}: what can be run are causal language models (...ForCausalLM) and classifiers "
+        f"(...ForSequenceClassification, one label each), not with {kind}"
+        + (f" for {config.problem_type}" if several else "")
+    )
 
 
 @lru_cache(maxsize=4)
