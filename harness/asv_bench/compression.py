@@ -80,7 +80,7 @@ def coded(model: nn.Module, step: float) -> tuple[float, dict[str, Tensor]]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.rdo"
-        rdo.save_compressed(model, path, quantizer=rdo.RelativeQuantizer(step), coder="rans")
+        rdo.save_compressed(model, path, quantizer=rdo.RelativeQuantizer(ratio=step), coder="rans")
         bits = 8 * path.stat().st_size / sum(parameter.numel() for parameter in model.parameters())
         return bits, {name: tensor.clone() for name, tensor in rdo.load_compressed(path).items()}
 
