@@ -76,6 +76,12 @@ def _keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def return_freed_memory() -> None:
+    """Give freed memory back to the system: what is kept would be used by a call, and not be seen in its peak."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _turns(arms: Sequence[Arm]) -> list[list[float]]:
     """Milliseconds a call of every arm, in each round; warm-up and what it compiles are not counted."""
     _keep_freed_memory()

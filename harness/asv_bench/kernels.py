@@ -9,7 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from asv_bench.arms import SHORT, Arm, figure, milliseconds, one_thread, ratio, skipped_where_missing
+from asv_bench.arms import (
+    SHORT,
+    Arm,
+    figure,
+    milliseconds,
+    one_thread,
+    ratio,
+    return_freed_memory,
+    skipped_where_missing,
+)
 
 EPS, TINY, SHAPE = 0.01, 1e-12, 0.7
 FAMILIES: dict[str, tuple[dict[str, Any], float]] = {
@@ -251,6 +260,7 @@ def _peak_bytes(arm: Arm) -> int:
     """Peak resident memory of a call above what was held before it."""
     with skipped_where_missing():
         from rdo_harness.resources import peak_memory_bytes, reset_peak_memory
+    return_freed_memory()
     reset_peak_memory()
     before = peak_memory_bytes()
     arm()
