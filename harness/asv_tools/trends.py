@@ -22,7 +22,7 @@ class Trend:
     """One figure: every setting of a benchmark that is named is a line.
 
     Attributes:
-        relative: whether lines show percent of their newest value, for settings of different size.
+        relative: whether lines show percent of their newest value, which the legend then has in brackets.
         ratio: whether values are shares of a reference, which are drawn on a logarithmic axis with a line at 1.
     """
 
@@ -38,27 +38,28 @@ TRENDS = (
     Trend(
         "asv-decode",
         "coders.AgainstPeers.track_decode",
-        "decoding time / zstd -1 (smaller is better)",
+        "decoding time / zstd -1",
         (("rans", "zstd"), ("huffman", "zstd"), ("exp_golomb", "zstd"), ("fixed_length", "zstd")),
         ratio=True,
     ),
     Trend(
         "asv-files",
         "files.Files.track_bytes",
-        "file size, % of the newest (smaller is better)",
+        "file size, % of the newest",
         (("rans",), ("rans, step by row",), ("rans, fine step",), ("huffman",), ("exp_golomb",), ("fixed_length",)),
         relative=True,
     ),
     Trend(
         "asv-bits",
         "compression.ShortTraining.track_bits",
-        "bits per parameter (smaller is better)",
+        "bits per parameter, % of the newest",
         (("RTN",), ("BackSlash",)),
+        relative=True,
     ),
     Trend(
         "asv-kernels",
         "kernels.BySize.track_ratio",
-        "time / torch, 1M weights (smaller is better)",
+        "time / torch, 1M weights",
         tuple(
             (name, "1000000")
             for name in ("moments", "gradient", "preconditioned proximal step", "AdamW + rate", "quantise + histogram")
@@ -105,17 +106,16 @@ def draw(trend: Trend, machine: str) -> Path | None:
         scale = 100 / points[-1][1] if trend.relative else 1.0
         colour = colours(0.9 * number / max(len(trend.lines) - 1, 1))
         places, heights = zip(*((place, scale * value) for place, value in points), strict=True)
-        axes.plot(places, heights, marker=marker, color=colour, label=setting[0], linewidth=1.3, markersize=5)
+        label = f"{setting[0]} ({points[-1][1]:,.6g})" if trend.relative else setting[0]
+        axes.plot(places, heights, marker=marker, color=colour, label=label, linewidth=1.3, markersize=5)
     if trend.ratio:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         axes.axhline(1, color="grey", linewidth=0.8)
-    elif not trend.relative:
-        axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(order)), [commit[:8] for commit in order], rotation=60, ha="right", fontsize=8)
-    axes.set_xlabel(f"commit, oldest first; machine {machine}")
+    axes.set_xlabel(f"commit, oldest first; machine {machine}; smaller is better")
     axes.set_ylabel(trend.axis)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8)
