@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from asv_tools.commits import comparison
 from asv_tools.compare import Change, compare
-from asv_tools.figures import Figure, every, gated
+from asv_tools.figures import Figure, benchmarks, every, gated
 from asv_tools.gate import report
 from asv_tools.overrides import OVERRIDES, accepted
 from rdo.errors import ConfigError
@@ -105,6 +106,19 @@ def test_the_committed_overrides_and_figures_fit() -> None:
     accepted(labels, OVERRIDES)
     assert {figure.gate for figure in gated()} == {"ratio", "bytes", "bits"}
     assert all(figure.unit != "unit" for figure in every())
+
+
+def test_every_benchmark_has_a_version_and_those_of_a_gpu_are_skipped_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = benchmarks()
+    assert all(benchmark.version.isdecimal() for benchmark in found)  # asv's own would be a hash of the code
+    on_gpu = [benchmark for benchmark in found if benchmark.name.startswith("gpu.")]
+    assert len(on_gpu) == 6
+    for benchmark in on_gpu:
+        benchmark.set_param_idx(0)
+        assert benchmark.do_setup(), f"{benchmark.name} is not skipped"
 
 
 def test_the_table_names_figures_and_commits() -> None:
