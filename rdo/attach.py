@@ -188,8 +188,8 @@ def attach(
             it lies in the cache. Then it enters once per backward pass and before clipping, and not into gradients of
             parameters that the loss does not reach: for training without accumulation, clipping and loss scaling,
             where it gives the same bits as :class:`rdo.loss.RateTerm` without its memory.
-        target_options: with a size, ``pressure``, ``allocation``, ``start``, ``coder`` and ``raw_dtype`` of
-            :class:`rdo.target.SizeTarget`.
+        target_options: with a size, ``pressure``, ``allocation``, ``start``, ``compensated``, ``coder`` and
+            ``raw_dtype`` of :class:`rdo.target.SizeTarget`.
         options: ``apply``, ``units``, ``pooling``, ``scale_by_lr``, ``precondition``, ``fit_to``, ``lam_factors`` of
             :class:`rdo.constraint.RateConstraint`.
 

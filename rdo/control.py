@@ -80,4 +80,4 @@ class Decayed:
         """Look at the learning rate of the step to come."""
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
         self.peak = max(self.peak, rate)
-        return rate <= self.share * self.peak
+        return self.peak > 0.0 and rate <= self.share * self.peak

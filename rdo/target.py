@@ -31,7 +31,7 @@ from rdo.coding_grid import CodingGrid
 from rdo.compensation import compensate_weights
 from rdo.constraint import RateConstraint
 from rdo.errors import ConfigError
-from rdo.measurement import Measurement
+from rdo.measurement import Measurement, Start
 from rdo.pressure import Pressure
 from rdo.quantizers import AllocatedQuantizer
 
@@ -61,10 +61,11 @@ class SizeTarget:
         pressure: length of the rate's gradient relative to that of the loss; 0 for no rate term.
         allocation: steps of the tensors relative to one another: ``"sensitivity"`` as above, ``"scale"`` in proportion
             to the root mean square of their weights, ``"equal"`` one step for all.
-        compensated: when rounding begins, let the columns of each matrix make good for the rounding of those before
-            (:func:`rdo.compensation.compensate`), by the inputs seen in the steps before.
-        start: optimizer steps before the loss sees rounded weights; by default those until the learning rate has fallen
-            to 0.4 of its peak, and 20 more, in which gradients and inputs are measured (:mod:`rdo.measurement`).
+        compensated: when rounding begins late, or after ``start`` steps, let the columns of each matrix make good for
+            the rounding of those before (:func:`rdo.compensation.compensate`), by the inputs seen in the steps before.
+        start: when the loss begins to see rounded weights (:class:`rdo.measurement.Measurement`): after so many steps;
+            ``"decayed"``, when the learning rate has fallen to 0.4 of its peak, and 20 steps more; or ``"settled"``,
+            after 40 steps if the model trains on at what it did before, else as ``"decayed"``.
         coder, raw_dtype: as for ``save_compressed``; what the size is counted with.
 
     Raises:
@@ -81,7 +82,7 @@ class SizeTarget:
         pressure: float = DEFAULT_PRESSURE,
         allocation: Allocation = "sensitivity",
         compensated: bool = True,
-        start: int | None = None,
+        start: Start = "settled",
         coder: Coder | Sequence[Coder] = "rans",
         raw_dtype: torch.dtype | None = None,
     ) -> None:

@@ -23,7 +23,7 @@ class RateSettings:
         on: share of the steps with the rate term on; plain training after that.
         bits: instead of lambda a size, in bits per parameter of the file; the next three are of
             :class:`rdo.target.SizeTarget`.
-        start: share of the steps before the loss sees rounded weights.
+        start: share of the steps before the loss sees rounded weights, None for "decayed", or "settled".
     """
 
     lam: float
@@ -37,7 +37,7 @@ class RateSettings:
     bits: float | None = later(None)
     pressure: float = later(0.0)
     allocation: str = later("sensitivity")
-    start: float | None = later(0.0)
+    start: float | str | None = later(0.0)
     compensated: bool = later(False)
 
     def describe(self) -> str:
@@ -61,7 +61,7 @@ def attach(
                 "pressure": rate.pressure,
                 "allocation": rate.allocation,
                 "compensated": rate.compensated,
-                "start": None if rate.start is None else round(rate.start * steps),
+                "start": round(rate.start * steps) if isinstance(rate.start, float) else rate.start or "decayed",
             },
         )
     steps_on = round(rate.on * steps)

@@ -123,14 +123,17 @@ def test_optimizer_moves_unrounded_weights_by_the_gradient_at_rounded_ones() -> 
         torch.testing.assert_close(moved[name], master.detach(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stopped", [30, 45])
-def test_resuming_gives_the_same_bits(stopped: int) -> None:
-    """In the middle of measuring gradients and inputs, and after."""
-    model, optimizer, handle = sized(start=40)
+@pytest.mark.parametrize(
+    ("stopped", "start"),
+    [(30, 40), (45, 40), (10, "settled"), (30, "settled")],
+    ids=["measuring", "rounded", "first look", "second look"],
+)
+def test_resuming_gives_the_same_bits(stopped: int, start: int | str) -> None:
+    model, optimizer, handle = sized(start=start)
     train(model, optimizer, range(stopped))
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), handle.state_dict()))
     train(model, optimizer, range(stopped, 90))
-    other, resumed, second = sized(start=40)
+    other, resumed, second = sized(start=start)
     other.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
     second.load_state_dict(saved[2])
@@ -168,7 +171,7 @@ def test_pressure_makes_steps_finer_at_the_same_size() -> None:
 
 
 def test_rounding_begins_when_the_learning_rate_has_decayed(tmp_path: Path) -> None:
-    model, optimizer, handle = sized(start=None)
+    model, optimizer, handle = sized(start="decayed")
     for step in range(80):
         optimizer.param_groups[0]["lr"] = 3e-3 * min((step + 1) / 5, (80 - step) / 75)
         train(model, optimizer, range(step, step + 1))
@@ -178,6 +181,42 @@ def test_rounding_begins_when_the_learning_rate_has_decayed(tmp_path: Path) -> N
     # The rate falls to 0.4 of its peak with step 50.
     assert handle.target.measurement.start == 50 + MEASURED_STEPS
     assert handle.save(tmp_path / "model.rdo").bits_per_parameter == pytest.approx(1.5, rel=0.01)
+
+
+class Two(nn.Module):
+    """A model whose first layer matters ten times less, or more, from some step on."""
+
+    def __init__(self, turn: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(SIZE, 64), nn.Linear(64, 5)
+        self.turn, self.calls = turn, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        first = self.first(x)
+        if self.calls > self.turn:
+            first = 0.1 * first + 0.9 * first.detach()
+        result: Tensor = self.second(first.tanh())
+        return result
+
+
+@pytest.mark.parametrize("compensated", [False, True])
+@pytest.mark.parametrize(("turn", "start"), [(1000, 40), (20, 60 + MEASURED_STEPS)])
+def test_rounding_begins_early_if_sensitivities_have_settled(turn: int, start: int, compensated: bool) -> None:
+    """A model whose tensors keep their relations is rounded after 40 steps, another when the learning rate fell."""
+    model = Two(turn)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    options = {"compensated": compensated}
+    handle = rdo.attach(optimizer, model, bits_per_parameter=6.0, verbose=False, target_options=options)
+    assert isinstance(handle, TargetAttachment)
+    for step in range(start):
+        optimizer.param_groups[0]["lr"] = 0.0 if step == 0 else 0.01 if step < 60 else 0.004
+        assert handle.target.grid is None
+        train(model, optimizer, range(step, step + 1))
+    assert handle.target.grid is not None
+    assert handle.target.measurement.start == start
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_compensation_leaves_less_error_than_rounding_alone() -> None:
@@ -213,6 +252,8 @@ def test_what_cannot_be_had_is_refused() -> None:
         {"lam": 0.1, "target_options": {"pressure": 0.1}},
         {"size_mb": 1.0, "in_backward": True},
         {"size_mb": 1.0, "target_options": {"allocation": "even"}},
+        {"size_mb": 1.0, "target_options": {"start": "late"}},
+        {"size_mb": 1.0, "target_options": {"start": -1}},
     ):
         with pytest.raises(ConfigError):
             rdo.attach(optimizer, model, verbose=False, **options)

@@ -26,14 +26,14 @@ class SizeTraining(Method):
         pressure: length of the rate's gradient relative to the loss's; 0 for no rate term.
         allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
         compensated: whether the first rounding is compensated, as by GPTQ.
-        start: share of the steps before the loss sees rounded weights, -1 for when the learning rate has decayed.
+        start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
     """
 
     bits: tuple[float, ...] = ()
     law: str = "pareto"
     pressure: float = 0.0
     allocation: str = "sensitivity"
-    start: float = 0.0
+    start: float | str = 0.0
     compensated: bool = False
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class SizeTraining(Method):
                     bits=bits,
                     pressure=self.pressure,
                     allocation=self.allocation,
-                    start=None if self.start < 0.0 else self.start,
+                    start=None if self.start == "decayed" else self.start,  # None in what is published
                     compensated=self.compensated,
                 ),
                 quantizer=None,
@@ -78,7 +78,7 @@ class BackSlashToSize(SizeTraining):
     name: ClassVar[str] = "backslash-size"
     pressure: float = 0.03
     compensated: bool = True
-    start: float = -1.0
+    start: float | str = "settled"
 
 
 @METHODS.register("qat")
