@@ -48,7 +48,11 @@ def add_commands(commands: Commands) -> None:
     run.add_argument(
         "--model", metavar="PATH_OR_ID", help="one model in the place of all: a folder, or a name on the hub"
     )
-    run.add_argument("--dry-run", action="store_true", help="print what would be trained, and about how long it takes")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be trained, what is done of it, and about how long the rest takes",
+    )
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, or cluster jobs, at once")
     run.add_argument(
         "--submit",
@@ -114,16 +118,20 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(suite: Suite, out: Path) -> int:
-    from rdo_harness.plan import plan
+    from rdo_harness.plan import COLUMNS, lines, plan
     from rdo_harness.tables import print_table
 
     trainings = plan(suite, out)
-    columns = ("architecture", "task", "method", "lambda", "seed", "steps", "points", "minutes", "from")
-    print_table(columns, [training.cells() for training in trainings])
-    known = [training.seconds for training in trainings if training.seconds is not None]
-    unknown = f", and {len(trainings) - len(known)} of unknown time" if len(known) < len(trainings) else ""
-    points = sum(training.points for training in trainings)
-    print(f"{len(trainings)} trainings of about {sum(known) / 3600:.1f} h in all{unknown}; {points} operating points")
+    print_table(COLUMNS, lines(trainings))
+    left = [training for training in trainings if not training.trained]
+    known = [training.seconds for training in left if training.seconds is not None]
+    times = [f"about {sum(known) / 3600:.1f} h of training"] if known or not left else []
+    times += [f"{len(left) - len(known)} of unknown time"] if len(known) < len(left) else []
+    points, done = (sum(getattr(training, name) for training in trainings) for name in ("points", "done"))
+    print(
+        f"to do: {len(left)} of {len(trainings)} trainings ({', '.join(times)}); "
+        f"{points - done} of {points} operating points"
+    )
     return DONE
 
 

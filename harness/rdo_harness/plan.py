@@ -1,34 +1,51 @@
-"""What a run would train, and about how long that takes: by earlier rows where there are any."""
+"""What a run would train, what of it is done, and about how long the rest takes by earlier rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rdo_harness.cells import Cell, cells
+from rdo_harness.cells import Cell
 from rdo_harness.results import read_rows
+from rdo_harness.run import groups
 from rdo_harness.suite import Suite
+
+COLUMNS = (
+    "architecture",
+    "task",
+    "method",
+    "lambda or size",
+    "seeds",
+    "steps",
+    "trained",
+    "points done",
+    "minutes left",
+    "from",
+)
 
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """One training that several operating points share; ``seconds`` is None where nothing tells its length."""
+    """One training that several operating points share.
+
+    Attributes:
+        cell: one of the points.
+        points: how many there are.
+        done: how many are finished, of this suite or of another that shares them.
+        trained: whether nothing is left to train.
+        seconds: about what the training takes; None where nothing tells its length.
+        basis: what tells it.
+    """
 
     cell: Cell
     points: int
+    done: int
+    trained: bool
     seconds: float | None
     basis: str
-
-    def cells(self) -> list[Any]:
-        """The columns of a table: see ``rdo run --dry-run``."""
-        cell = self.cell
-        minutes = None if self.seconds is None else f"{self.seconds / 60:.1f}"
-        lam = None if cell.point.rate is None else cell.point.rate.lam
-        name = getattr(cell.architecture, "path", "") or cell.architecture.name
-        what = [name, cell.part.task.name, cell.method.label if lam is not None else "normal training"]
-        return [*what, lam, cell.seed, cell.part.budget.steps, self.points, minutes, self.basis]
 
 
 def plan(suite: Suite, out: Path) -> list[PlannedTraining]:
@@ -39,11 +56,9 @@ def plan(suite: Suite, out: Path) -> list[PlannedTraining]:
             if "training_seconds" in row and row.get("train_examples"):
                 key = (str(row["architecture"]), str(row["task"]))
                 seconds_of.setdefault(key, []).append(row["training_seconds"] / row["train_examples"])
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells(suite):
-        groups.setdefault(cell.training_key, []).append(cell)
     planned = []
-    for first, *others in groups.values():
+    for group in groups(suite, out):
+        first, points = group.cells[0], len(group.cells)
         budget = first.part.budget
         measured = seconds_of.get((first.architecture.name, first.part.task.name))
         seconds, basis = None, "unknown"
@@ -51,5 +66,34 @@ def plan(suite: Suite, out: Path) -> list[PlannedTraining]:
             seconds, basis = median(measured) * budget.steps * budget.batch_size, "earlier rows"
         elif first.part.seconds_per_step is not None:
             seconds, basis = first.part.seconds_per_step * budget.steps, "a guess in the suite"
-        planned.append(PlannedTraining(first, 1 + len(others), seconds, basis))
+        done = points - len(group.left) + group.measured
+        planned.append(PlannedTraining(first, points, done, not group.untrained, seconds, basis))
     return planned
+
+
+def lines(trainings: Sequence[PlannedTraining]) -> list[list[Any]]:
+    """A table with :data:`COLUMNS`: trainings that differ only in lambda (or size) and seed share a line."""
+    alike: dict[tuple[Any, ...], list[PlannedTraining]] = {}
+    for training in trainings:
+        cell = training.cell
+        name = getattr(cell.architecture, "path", "") or cell.architecture.name
+        method = "normal training" if cell.point.rate is None else cell.method.label
+        key = (name, cell.part.task.name, method, cell.part.budget.steps, training.basis)
+        alike.setdefault(key, []).append(training)
+    return [_line(key, together) for key, together in alike.items()]
+
+
+def _line(key: tuple[Any, ...], together: list[PlannedTraining]) -> list[Any]:
+    name, task, method, steps, basis = key
+    rates = [training.cell.point.rate for training in together]
+    lams = dict.fromkeys(f"{rate.lam:g}" for rate in rates if rate is not None and rate.bits is None)
+    sizes = dict.fromkeys(f"{rate.bits:g}" for rate in rates if rate is not None and rate.bits is not None)
+    settings = ", ".join(lams or sizes) + (" bits" if sizes else "")
+    seeds = dict.fromkeys(str(training.cell.seed) for training in together)
+    left = [training for training in together if not training.trained]
+    known = [training.seconds for training in left if training.seconds is not None]
+    minutes = f"{sum(known) / 60:.1f}" if len(known) == len(left) else "?"
+    points, done = (sum(getattr(training, count) for training in together) for count in ("points", "done"))
+    trained = f"{len(together) - len(left)}/{len(together)}"
+    of_points = f"{done}/{points}"
+    return [name, task, method, settings, ", ".join(seeds), steps, trained, of_points, minutes, basis]

@@ -58,6 +58,39 @@ def current_rows(suite: Suite, out: Path) -> list[Row]:
     return [found[cell.key] for cell in cells(suite) if cell.key in found]
 
 
+@dataclass(frozen=True)
+class Group:
+    """The cells that share one training.
+
+    Attributes:
+        cells: all of them.
+        left: those that have no row in the suite's file yet.
+        measured: how many of these another suite measured already.
+        untrained: whether the model must be trained for them.
+    """
+
+    cells: list[Cell]
+    left: list[Cell]
+    measured: int
+    untrained: bool
+
+
+def groups(suite: Suite, out: Path) -> list[Group]:
+    """All cells of a suite by the training that they share, and what is left of them to do."""
+    work = work_path(out)
+    done = {row["key"] for row in current_rows(suite, out) if "error" not in row}
+    by_training: dict[str, list[Cell]] = {}
+    for cell in cells(suite):
+        by_training.setdefault(cell.training_key, []).append(cell)
+    found = []
+    for key, group in by_training.items():
+        left = [cell for cell in group if cell.key not in done]
+        measured = sum((work / "rows" / f"{cell.key}.json").exists() for cell in left)
+        untrained = measured < len(left) and not (work / f"{key}.safetensors").exists()
+        found.append(Group(group, left, measured, untrained))
+    return found
+
+
 def run(suite: Suite, out: Path, listener: Listener, workers: Workers | None = None) -> list[Row]:
     """Run what is not finished yet and return all rows of the suite.
 
@@ -70,19 +103,11 @@ def run(suite: Suite, out: Path, listener: Listener, workers: Workers | None = N
     from filelock import FileLock
 
     work = work_path(out)
-    done = {row["key"] for row in current_rows(suite, out) if "error" not in row}
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells(suite):
-        if cell.key not in done:
-            groups.setdefault(cell.training_key, []).append(cell)
-    missing = {
-        key
-        for key, group in groups.items()
-        if not (work / f"{key}.safetensors").exists()
-        and not all((work / "rows" / f"{cell.key}.json").exists() for cell in group)
-    }
-    listener.plan(len(missing), sum(map(len, groups.values())), len(done))
-    todo = [(group, key in missing) for key, group in groups.items()]
+    found = groups(suite, out)
+    todo = [(group.left, group.untrained) for group in found if group.left]
+    points = sum(len(left) for left, _ in todo)
+    finished = sum(len(group.cells) for group in found) - points
+    listener.plan(sum(untrained for _, untrained in todo), points, finished)
     results = _here(todo, work, listener) if workers is None else _elsewhere(todo, work, listener, workers)
     (work / "locks").mkdir(parents=True, exist_ok=True)
     for row, seconds in results:

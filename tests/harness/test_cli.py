@@ -64,13 +64,15 @@ def test_a_dry_run_trains_nothing_and_says_how_long(
         assert cli.main(["run", "paper-table4", "--scale", scale, "--dry-run", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "meta-llama/Llama-3.2-1B" in printed
-    assert "15 trainings of about 0.0 h in all, and 15 of unknown time; 15 operating points" in printed
-    assert "12 trainings of about 10.0 h in all; 12 operating points" in printed
+    assert "to do: 15 of 15 trainings (15 of unknown time); 15 of 15 operating points" in printed
+    assert "to do: 12 of 12 trainings (about 10.0 h of training); 12 of 12 operating points" in printed
     assert not (tmp_path / "out").exists()
     assert cli.main(["run", str(tiny_suite_file), "--out", str(tmp_path / "out")]) == 0
     capsys.readouterr()
     assert cli.main(["run", str(tiny_suite_file), "--dry-run", "--out", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.count("earlier rows") == 3
+    printed = capsys.readouterr().out
+    assert printed.count("earlier rows") == 2, "one line for normal training, one for both lambdas"
+    assert "to do: 0 of 3 trainings (about 0.0 h of training); 0 of 10 operating points" in printed
 
 
 def test_misuse_is_exit_code_2_and_one_line(
