@@ -35,10 +35,7 @@ def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo, side
     def bits_per_parameter(total_bytes: int) -> float:
         return 8.0 * (total_bytes + info.scale_bytes + side_bytes) / max(count, 1)
 
-    golomb = {
-        k: bits_per_parameter(sum(ExpGolomb(k=k, mapping="rank").size_bytes(h) for h in histograms))
-        for k in _EXP_GOLOMB_ORDERS
-    }
+    golomb = {k: bits_per_parameter(size) for k, size in exp_golomb_bytes(histograms).items()}
     best_k = min(golomb, key=lambda k: golomb[k])
     return {
         "entropy_bits_per_parameter": sum(histogram.entropy_bits() for histogram in histograms) / max(count, 1),
@@ -50,3 +47,8 @@ def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo, side
         "rans_bits_per_parameter": bits_per_parameter(info.payload_bytes + info.table_bytes + info.index_bytes),
         "sparsity": zeros / max(count, 1),
     }
+
+
+def exp_golomb_bytes(histograms: Sequence[Histogram]) -> dict[int, int]:
+    """Bytes of all tensors together under Exp-Golomb of each order k, tables included."""
+    return {k: sum(ExpGolomb(k=k, mapping="rank").size_bytes(h) for h in histograms) for k in _EXP_GOLOMB_ORDERS}

@@ -8,10 +8,17 @@ import torch
 from torch import nn
 
 import rdo
+from rdo.coders.base import Histogram
+from rdo.quantizers import UniformQuantizer
 from rdo_harness.architectures.base import Architecture
+from rdo_harness.measure import exp_golomb_bytes
 
 _BINS = 121
 _REACH = 6.0
+
+
+PAPER_STEP = 2.0**-8
+"""The step of the paper's tables."""
 
 
 class WeightObserver:
@@ -37,3 +44,24 @@ class WeightObserver:
         for weight in self._weights:
             counts += torch.histc(weight.float(), _BINS, -reach, reach).cpu()
         return {"rms": rms, "reach": reach, "weights": count, "counts": [int(n) for n in counts.tolist()]}
+
+
+@torch.no_grad()
+def rounded(model: nn.Module, architecture: Architecture) -> dict[str, Any]:
+    """What rounding to the step 2^-8 makes of a model's compressible weights.
+
+    Returns:
+        ``layers``: name, number of weights and zeros of every tensor, in the model's order;
+        ``exp_golomb_bits_per_parameter``: bits under Exp-Golomb of the orders k = 0 to 10, tables included.
+    """
+    quantizer = UniformQuantizer(step=PAPER_STEP)
+    layers: list[dict[str, Any]] = []
+    histograms = []
+    for name, parameter in model.named_parameters():
+        if architecture.compressible(name, parameter):
+            symbols = quantizer.quantize(parameter.detach()).symbols.numpy()
+            histograms.append(Histogram.of(symbols.reshape(-1)))
+            layers.append({"name": name, "weights": symbols.size, "zeros": int((symbols == 0).sum())})
+    count = sum(layer["weights"] for layer in layers)
+    bits = [8 * size / count for size in exp_golomb_bytes(histograms).values()]
+    return {"layers": layers, "exp_golomb_bits_per_parameter": bits}

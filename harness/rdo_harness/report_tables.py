@@ -23,12 +23,13 @@ LOSS = 0.01
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table of strings, with a sentence about how to read it."""
+    """A titled table of strings, with a sentence about how to read it; the first ``texts`` columns are no numbers."""
 
     title: str
     note: str
     header: list[str]
     rows: list[list[str]]
+    texts: int = 1
 
     def markdown(self) -> str:
         """GitHub-flavoured Markdown, columns padded so that the source is readable too."""
@@ -38,7 +39,11 @@ class Table:
             "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
             for line in lines
         ]
-        rule = "|" + "|".join("-" * (width + 1) + (":" if column else "-") for column, width in enumerate(widths)) + "|"
+        rule = (
+            "|"
+            + "|".join("-" * (width + 1) + ("-" if column < self.texts else ":") for column, width in enumerate(widths))
+            + "|"
+        )
         return f"### {self.title}\n\n{self.note}\n\n" + "\n".join([text[0], rule, *text[1:]]) + "\n"
 
 
