@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
     import rdo
-    from rdo_harness import cli_coders, cli_doctor, cli_files, cli_peers, cli_run
+    from rdo_harness import cli_coders, cli_doctor, cli_files, cli_peers, cli_report, cli_run
 
     parser = argparse.ArgumentParser(
         prog="rdo",
@@ -58,7 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rdo {rdo.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    cli_run.add_commands(commands)
+    cli_run.add_command(commands)
+    cli_report.add_command(commands)
     _add_list(commands)
     cli_doctor.add_command(commands)
     cli_files.add_commands(commands)

@@ -1,4 +1,4 @@
-"""``rdo run`` and ``rdo report``."""
+"""``rdo run``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rdo.errors import ConfigError
 from rdo_harness.cli_options import DONE, FAILED, INTERRUPTED, Commands
+from rdo_harness.cli_report import add_suite, write_report
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from rdo_harness.suite import Suite
     from rdo_harness.workers import Workers
 
@@ -33,8 +32,8 @@ examples:
 """
 
 
-def add_commands(commands: Commands) -> None:
-    """Add both commands; each sets ``func``."""
+def add_command(commands: Commands) -> None:
+    """Add the command; it sets ``func``."""
     run = commands.add_parser(
         "run",
         help="run a suite of comparisons; interrupt and continue at will",
@@ -42,7 +41,7 @@ def add_commands(commands: Commands) -> None:
         epilog=_RUN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_suite(run, "where results go")
+    add_suite(run, "where results go")
     run.add_argument("--seeds", type=int, metavar="N", help="run seeds 0..N-1 instead of those in the suite")
     run.add_argument("--methods", metavar="A,B", help="run only these methods of the suite, by name or label")
     run.add_argument(
@@ -63,24 +62,6 @@ def add_commands(commands: Commands) -> None:
         "--submit-options", metavar="K=V,..", default="", help="options of submitit, such as timeout_min=240"
     )
     run.set_defaults(func=_run)
-    report = commands.add_parser(
-        "report",
-        help="build the tables, figures and HTML page of a suite again from its rows",
-        epilog="example:\n  rdo report quickstart --out rdo-results\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_suite(report, "where the results are")
-    report.set_defaults(func=_report)
-
-
-def _add_suite(parser: argparse.ArgumentParser, out: str) -> None:
-    parser.add_argument(
-        "suite", metavar="SUITE", help="name of a suite (see `rdo list suites`) or path of a .toml file"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("rdo-results"), metavar="DIR", help=f"{out} (default: %(default)s)"
-    )
-    parser.add_argument("--scale", metavar="SCALE", help="small (default), medium or full, for suites that have scales")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -110,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-    _write_report(console, rows, arguments.out, suite)
+    write_report(console, rows, arguments.out, suite)
     failed = sum("error" in row for row in rows)
     if failed:
         print(f"rdo: error: {failed} operating points failed; the same command tries them again", file=sys.stderr)
@@ -151,31 +132,3 @@ def _workers(arguments: argparse.Namespace) -> AbstractContextManager[Workers | 
         options[key] = int(value) if value.isdecimal() else value
     folder = work_path(arguments.out) / arguments.submit
     return nullcontext(cluster_workers(arguments.submit, folder, arguments.jobs, options))
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from rdo_harness.cells import cells
-    from rdo_harness.results import read_rows
-    from rdo_harness.run import rows_path
-    from rdo_harness.suite import load_suite
-
-    suite = load_suite(arguments.suite, arguments.scale)
-    found = read_rows(rows_path(arguments.out, suite))
-    seeds = max((row["seed"] + 1 for row in found), default=1)
-    keys = {cell.key for cell in cells(suite.restricted(None, max(seeds, len(suite.seeds))))}
-    rows = list({row["key"]: row for row in found if row["key"] in keys}.values())
-    if not rows:
-        raise ConfigError(
-            f"no rows of suite {suite.name!r} in {rows_path(arguments.out, suite)}; first: rdo run {arguments.suite}"
-        )
-    _write_report(Console(), rows, arguments.out, suite)
-    return DONE
-
-
-def _write_report(console: Console, rows: list[dict[str, object]], out: Path, suite: Suite) -> None:
-    from rdo_harness.report import build
-
-    built = build(rows, out, suite.name, paper=suite.paper)
-    built.print_summary(console)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from rdo.errors import ConfigError
 from rdo_harness import figures
 from rdo_harness.metrics import ITEM_COLUMNS
 from rdo_harness.paper_tables import paper_tables
@@ -24,6 +25,14 @@ _NOT_ON_A_TERMINAL = ("points", "seeds", "BD-rate, file")
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A figure on the page: its SVG text and what a reader must know of it."""
+
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What was built and where it is."""
 
@@ -31,6 +40,8 @@ class Report:
     notes: list[str]
     failures: list[str]
     files: list[Path]
+    figures: list[tuple[Path, str]]
+    """The PNG of every figure and its caption, the main one first."""
 
     def print_summary(self, console: Console) -> None:
         """Print the summary tables, the notes and the paths of the files."""
@@ -64,17 +75,32 @@ class Report:
         console.print(Text("written: " + ", ".join(map(str, self.files))), highlight=False, soft_wrap=True)
 
 
-def build(rows: Sequence[Row], out: Path, suite: str, anchor: str | None = None, paper: str = "") -> Report:
-    """Write OUT/tables/SUITE.{md,csv}, OUT/figures/SUITE.{svg,png} and OUT/SUITE.html.
+def build(
+    rows: Sequence[Row],
+    out: Path,
+    suite: str,
+    anchor: str | None = None,
+    paper: str = "",
+    trainings: Sequence[Row] = (),
+    parquet: bool = False,
+) -> Report:
+    """Write OUT/tables/SUITE.{md,csv}, OUT/figures/SUITE*.{svg,png} and OUT/SUITE.html.
 
     Args:
         rows: rows of one suite; those with an ``error`` are listed as failures.
         anchor: label that the others are compared with; the first of method ``rtn`` by default.
         paper: the table or figure of the paper that the suite repeats; its claims and numbers come first.
+        trainings: rows of :mod:`rdo_harness.trainings`, for the figures that need more than points.
+        parquet: write OUT/tables/SUITE.parquet too.
+
+    Raises:
+        ConfigError: ``parquet`` without pyarrow.
     """
     failures = [f"{row.get('label')}, seed {row.get('seed')}: {row['error']}" for row in rows if "error" in row]
     frame = pd.DataFrame([row for row in rows if "error" not in row])
-    tables, figure_svg = [], ""
+    tables: list[Table] = []
+    pictures: list[Picture] = []
+    pngs: list[tuple[Path, str]] = []
     files = [out / "tables" / f"{suite}.md", out / "tables" / f"{suite}.csv", out / f"{suite}.html"]
     summaries: list[Table] = []
     notes: list[str] = []
@@ -89,15 +115,32 @@ def build(rows: Sequence[Row], out: Path, suite: str, anchor: str | None = None,
             where = f"{architecture} on {task}"
             summaries.append(summary(group, labels, anchor, where))
             tables += [summaries[-1], operating_points(group, where), papers_presentation(group, labels, where)]
-        tables = [*(paper_tables(rows, paper) if paper else []), *tables]
+        tables = [*(paper_tables(rows, paper, trainings) if paper else []), *tables]
         notes = _notes(frame)
-        figure_svg = figures.save(figures.rate_distortion(frame, labels), out / "figures", suite)
-        files += [out / "figures" / f"{suite}.svg", out / "figures" / f"{suite}.png"]
-    frame.drop(columns=ITEM_COLUMNS, errors="ignore").to_csv(files[1], index=False)
+        for drawn in figures.draw(frame, labels, trainings, paper):
+            name = f"{suite}-{drawn.name}" if drawn.name else suite
+            pictures.append(Picture(drawn.caption, figures.save(drawn.figure, out / "figures", name)))
+            pngs.append((out / "figures" / f"{name}.png", drawn.caption))
+            files += [out / "figures" / f"{name}.svg", pngs[-1][0]]
+        if not pictures:
+            notes.append("no trained models are kept, and without them there is no figure of weights or steps")
+    frame = frame.drop(columns=ITEM_COLUMNS, errors="ignore")
+    frame.to_csv(files[1], index=False)
+    if parquet:
+        files.append(_parquet(frame, files[1].with_suffix(".parquet")))
     lines = "".join(f"- {note}\n" for note in notes) + "".join(f"- failed: {failure}\n" for failure in failures)
     files[0].write_text(f"## {suite}\n\n{lines}\n" + "\n".join(table.markdown() for table in tables), encoding="utf-8")
-    files[2].write_text(_page(suite, tables, notes, failures, figure_svg), encoding="utf-8")
-    return Report(summaries, notes, failures, files)
+    files[2].write_text(_page(suite, tables, notes, failures, pictures), encoding="utf-8")
+    return Report(summaries, notes, failures, files, pngs)
+
+
+def _parquet(frame: pd.DataFrame, path: Path) -> Path:
+    try:
+        import pyarrow  # noqa: F401 (pandas writes through it)
+    except ImportError as error:
+        raise ConfigError("parquet needs pyarrow; install it with: pip install 'backslash-rdo[parquet]'") from error
+    frame.to_parquet(path, engine="pyarrow", index=False)
+    return path
 
 
 def _notes(frame: pd.DataFrame) -> list[str]:
@@ -111,8 +154,8 @@ def _notes(frame: pd.DataFrame) -> list[str]:
         f"commit {', '.join(commits)}; {first['date'][:10]}; torch {first['torch_version']}, Python "
         f"{first['python_version']}, {first['device']}, {first['threads']} threads; suite version "
         f"{first['suite_version']}",
-        f"same budget for every training: {first['train_steps']} steps, {first['train_examples']} examples; "
-        f"trainings took {frame['training_seconds'].min():.0f} to {frame['training_seconds'].max():.0f} s",
+        f"{_budgets(frame)}; trainings took {frame['training_seconds'].min():.0f} to "
+        f"{frame['training_seconds'].max():.0f} s",
     ]
     if len(commits) > 1:
         notes.append("the rows come from different commits: run the suite anew before quoting them together")
@@ -121,15 +164,28 @@ def _notes(frame: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _page(suite: str, tables: Sequence[Table], notes: Sequence[str], failures: Sequence[str], figure: str) -> str:
+def _budgets(frame: pd.DataFrame) -> str:
+    budgets = {
+        where: f"{part['train_steps'].iloc[0]} steps, {part['train_examples'].iloc[0]} examples"
+        for where, part in frame.groupby(["architecture", "task"], sort=False)
+    }
+    if len(set(budgets.values())) == 1:
+        return f"same budget for every training: {next(iter(budgets.values()))}"
+    named = (f"{budget} ({architecture} on {task})" for (architecture, task), budget in budgets.items())
+    return f"same budget for every method: {'; '.join(named)}"
+
+
+def _page(
+    suite: str, tables: Sequence[Table], notes: Sequence[str], failures: Sequence[str], pictures: Sequence[Picture]
+) -> str:
     import jinja2
     from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rdo_harness"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    # The figure is our own matplotlib output; its texts are paths, so nothing of a row is markup in it.
-    svg = Markup(figure[figure.find("<svg") :])
+    # Figures are our own matplotlib output; their texts are paths, so nothing of a row is markup in them.
+    shown = [(picture.caption, Markup(picture.svg[picture.svg.find("<svg") :])) for picture in pictures]
     return environment.get_template("report.html.j2").render(
-        suite=suite, tables=tables, notes=notes, failures=failures, figure=svg
+        suite=suite, tables=tables, notes=notes, failures=failures, figures=shown
     )

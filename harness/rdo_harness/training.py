@@ -120,7 +120,6 @@ def trained(
     checkpoint, to the same bits that it would have reached.
     """
     from filelock import FileLock
-    from safetensors import safe_open
     from safetensors.torch import save_model
 
     config = configuration(prepared.task, architecture, budget, rate, seed)
@@ -135,6 +134,18 @@ def trained(
             save_model(model, str(partial), metadata={"facts": json.dumps(facts), "configuration": json.dumps(config)})
             partial.replace(path)
             checkpoint.unlink(missing_ok=True)
+    return _read(path)
+
+
+def stored(key: str, folder: Path) -> Trained | None:
+    """The trained model with this key, if the cache folder has it."""
+    path = folder / f"{key}.safetensors"
+    return _read(path) if path.exists() else None
+
+
+def _read(path: Path) -> Trained:
+    from safetensors import safe_open
+
     with safe_open(str(path), framework="pt") as file:
         facts = json.loads(file.metadata()["facts"])
     return Trained(path=path, **facts)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from rdo.errors import ConfigError
 from rdo_harness import figures, report
 
 
@@ -184,3 +186,17 @@ def test_the_summary_fits_a_terminal(tmp_path: Path, width: int, capsys: pytest.
         (line,) = (line for line in table if line.startswith(f"{row[0]} "))
         assert row[5] in line, "the overlap is whole"
     assert "-30.0 %" in text
+
+
+def test_parquet_is_written_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(ConfigError, match=r"pip install 'backslash-rdo\[parquet\]'"):
+            report.build(ROWS, tmp_path, "s", parquet=True)
+    pytest.importorskip("pyarrow", reason="of the extra `test`")
+    built = report.build([{**row, "item_nats": "AAAA"} for row in ROWS], tmp_path, "s", parquet=True)
+    assert tmp_path / "tables" / "s.parquet" in built.files
+    read = pd.read_parquet(tmp_path / "tables" / "s.parquet")
+    assert "item_nats" not in read
+    assert list(read["rans_bits_per_parameter"]) == [row["rans_bits_per_parameter"] for row in ROWS]
+    assert read["lam"].isna().sum() == 5

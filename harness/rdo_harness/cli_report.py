@@ -1,0 +1,98 @@
+"""``rdo report``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rdo.errors import ConfigError
+from rdo_harness.cli_options import DONE, Commands
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rdo_harness.results import Row
+    from rdo_harness.suite import Suite
+
+
+_EXAMPLES = """\
+examples:
+  rdo report quickstart --out rdo-results
+  rdo report classification --out results --parquet
+"""
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command; it sets ``func``."""
+    report = commands.add_parser(
+        "report",
+        help="build the tables, figures and HTML page of a suite again from its rows",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_suite(report, "where the results are")
+    report.add_argument("--parquet", action="store_true", help="write the rows as parquet, too (needs pyarrow)")
+    report.set_defaults(func=_report)
+
+
+def add_suite(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add the arguments that name a suite and the folder of its results; ``out`` says what that is."""
+    parser.add_argument(
+        "suite", metavar="SUITE", help="name of a suite (see `rdo list suites`) or path of a .toml file"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("rdo-results"), metavar="DIR", help=f"{out} (default: %(default)s)"
+    )
+    parser.add_argument("--scale", metavar="SCALE", help="small (default), medium or full, for suites that have scales")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rdo_harness.run import rows_path
+    from rdo_harness.suite import load_suite
+
+    suite = load_suite(arguments.suite, arguments.scale)
+    rows = finished_rows(suite, arguments.out)
+    if not rows:
+        raise ConfigError(
+            f"no rows of suite {suite.name!r} in {rows_path(arguments.out, suite)}; first: rdo run {arguments.suite}"
+        )
+    write_report(Console(), rows, arguments.out, suite, arguments.parquet)
+    return DONE
+
+
+def finished_rows(suite: Suite, out: Path) -> list[Row]:
+    """The rows of a suite, of all seeds that it was run with; those of other suites where they measured its points."""
+    from rdo_harness.cells import cells, relabelled
+    from rdo_harness.results import read_rows
+    from rdo_harness.run import rows_path
+
+    own = rows_path(out, suite)
+    others = [row for path in sorted(own.parent.glob("*.jsonl")) if path != own for row in read_rows(path)]
+    found: dict[str, Row] = {}
+    for row in [*(row for row in others if "error" not in row), *read_rows(own)]:
+        if "key" in row and not ("error" in row and row["key"] in found):
+            found[row["key"]] = row
+    seeds = max((row.get("seed", 0) + 1 for row in found.values()), default=1)
+    every = cells(suite.restricted(None, max(seeds, len(suite.seeds))))
+    return [relabelled(found[cell.key], cell) for cell in every if cell.key in found]
+
+
+def write_report(console: Console, rows: list[Row], out: Path, suite: Suite, parquet: bool = False) -> None:
+    """Build the report of these rows and print its summary."""
+    from rdo_harness.report import build
+
+    trainings = _trainings(rows, out, suite)
+    built = build(rows, out, suite.name, paper=suite.paper, trainings=trainings, parquet=parquet)
+    built.print_summary(console)
+
+
+def _trainings(rows: list[Row], out: Path, suite: Suite) -> list[Row]:
+    from rdo_harness.cells import cells
+    from rdo_harness.trainings import collect
+
+    keys = {row["key"] for row in rows if "error" not in row}
+    seeds = max((row["seed"] + 1 for row in rows), default=1)
+    return collect((cell for cell in cells(suite.restricted(None, seeds)) if cell.key in keys), out)
