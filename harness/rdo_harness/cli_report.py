@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from rdo_harness.suite import Suite
 
 
+_PAPER = "paper"
+"""What stands for all suites of the paper."""
+
 _EXAMPLES = """\
 examples:
   rdo report quickstart --out rdo-results
   rdo report classification --out results --parquet
+  rdo report paper --scale small --out results --page docs/paper.md
 """
 
 
@@ -28,11 +32,16 @@ def add_command(commands: Commands) -> None:
     report = commands.add_parser(
         "report",
         help="build the tables, figures and HTML page of a suite again from its rows",
+        description="Build the tables, figures and HTML page of a suite from its rows. `paper` stands for all suites "
+        "of the paper, and makes one page about them.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_suite(report, "where the results are")
     report.add_argument("--parquet", action="store_true", help="write the rows as parquet, too (needs pyarrow)")
+    report.add_argument(
+        "--page", type=Path, metavar="FILE", help="of `paper`: where the page goes (default: DIR/paper.md)"
+    )
     report.set_defaults(func=_report)
 
 
@@ -53,6 +62,10 @@ def _report(arguments: argparse.Namespace) -> int:
     from rdo_harness.run import rows_path
     from rdo_harness.suite import load_suite
 
+    if arguments.suite == _PAPER:
+        return _report_paper(arguments)
+    if arguments.page is not None:
+        raise ConfigError("--page is for `rdo report paper`; a suite has its page in --out")
     suite = load_suite(arguments.suite, arguments.scale)
     rows = finished_rows(suite, arguments.out)
     if not rows:
@@ -96,3 +109,35 @@ def _trainings(rows: list[Row], out: Path, suite: Suite) -> list[Row]:
     keys = {row["key"] for row in rows if "error" not in row}
     seeds = max((row["seed"] + 1 for row in rows), default=1)
     return collect((cell for cell in cells(suite.restricted(None, seeds)) if cell.key in keys), out)
+
+
+def _report_paper(arguments: argparse.Namespace) -> int:
+    """Every suite of the paper that comes in this scale, and the page about them."""
+    from rdo_harness.cells import cells
+    from rdo_harness.paper_page import Finished, write_page
+    from rdo_harness.report import build
+    from rdo_harness.run import rows_path
+    from rdo_harness.suite import SCALES, load_suite, scales_of, suite_names
+
+    scale, out = arguments.scale or SCALES[0], arguments.out
+    found = []
+    for name in suite_names():
+        if not name.startswith(f"{_PAPER}-") or scale not in scales_of(name):
+            continue
+        suite = load_suite(name, scale)
+        rows = finished_rows(suite, out)
+        trainings, figures = _trainings(rows, out, suite), []
+        if rows:
+            built = build(rows, out, suite.name, paper=suite.paper, trainings=trainings, parquet=arguments.parquet)
+            figures = built.figures
+        points = len({cell.key for cell in cells(suite)})
+        print(f"{suite.name}: {len(rows)} of {points} points")
+        measured = [row for row in rows if "error" not in row]
+        ran = rows_path(out, suite).exists()
+        found.append(Finished(suite, measured, trainings, points, figures, ran))
+    if not any(one.rows for one in found):
+        raise ConfigError(f"no rows of the paper's suites in {out / 'runs'}; first: rdo run paper-table4 --out {out}")
+    page = arguments.page or out / "paper.md"
+    write_page(found, page, out, scale)
+    print(f"written: {page}")
+    return DONE

@@ -49,6 +49,8 @@ class Suite:
     paper: str = ""
     """The table or figure of the paper that it repeats, as in paper.toml."""
     scale: str = ""
+    parts_of: str = ""
+    """The suite whose points it shows in another way."""
 
     def with_model(self, path: str) -> Suite:
         """The same suite with one model in the place of all architectures: a folder, or a name on the hub.
@@ -130,6 +132,17 @@ def load_suite(name_or_path: str, scale: str | None = None) -> Suite:
         ConfigError: the file is not TOML, a key or value is wrong (the message says where), or the suite does not come
             in that scale.
     """
+    return parse_suite(_document(name_or_path), name_or_path, scale)
+
+
+def scales_of(name_or_path: str) -> list[str]:
+    """The scales that a suite comes in; none if it does not come in scales."""
+    document = _document(name_or_path)
+    original = document.get("suite", {}).get("parts_of")
+    return scales_of(str(original)) if original else list(document.get("scale", {}))
+
+
+def _document(name_or_path: str) -> dict[str, Any]:
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
@@ -144,10 +157,9 @@ def load_suite(name_or_path: str, scale: str | None = None) -> Suite:
         resource = resources.files("rdo_harness") / "suites" / f"{name_or_path}.toml"
         text = resource.read_text(encoding="utf-8")
     try:
-        document = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name_or_path}: not a TOML file: {error}") from error
-    return parse_suite(document, name_or_path, scale)
 
 
 def parse_suite(document: dict[str, Any], where: str, scale: str | None = None) -> Suite:
@@ -164,9 +176,10 @@ def parse_suite(document: dict[str, Any], where: str, scale: str | None = None) 
             raise ConfigError(f"{where}: unknown table [{key}]; {_hint(key, known)}known: {', '.join(sorted(known))}")
     table = dict(document.get("suite", {}))
     if "parts_of" in table:
-        original = load_suite(str(table.pop("parts_of")), scale)
+        name = str(table.pop("parts_of"))
+        original = load_suite(name, scale)
         header = from_table(_Header, _with_scale(table, original.scale), f"{where}: [suite]")
-        return Suite(parts=original.parts, scale=original.scale, **vars(header))
+        return Suite(parts=original.parts, scale=original.scale, parts_of=name, **vars(header))
     scaled = "scale" in document
     for key in ["suite"] if scaled else ["methods", "suite", "training"]:
         if not document.get(key):
