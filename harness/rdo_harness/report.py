@@ -122,8 +122,8 @@ def build(
             pictures.append(Picture(drawn.caption, figures.save(drawn.figure, out / "figures", name)))
             pngs.append((out / "figures" / f"{name}.png", drawn.caption))
             files += [out / "figures" / f"{name}.svg", pngs[-1][0]]
-        if not pictures:
-            notes.append("no trained models are kept, and without them there is no figure of weights or steps")
+        if not trainings:
+            notes.append("no trained model is kept, and without one there is no figure of weights or steps")
     frame = frame.drop(columns=ITEM_COLUMNS, errors="ignore")
     frame.to_csv(files[1], index=False)
     if parquet:

@@ -163,6 +163,11 @@ def test_the_report_puts_both_side_by_side(tmp_path: Path) -> None:
     assert "ours, lambda 1, seed 0" in text
     assert "86.7-92.6" in text, "Wilson's interval of 360 out of 400"
     assert paper_tables([], "fig8") == []
+    trained = {"training_key": "t", "architecture": "new", "task": "trec", "lam": 1.0, "seed": 0}
+    trained["exp_golomb_bits_per_parameter"] = [3.0, 2.5, 2.75, 3.5, 4.0, 1.0]
+    [*_, orders] = paper_tables([{**rows[1], "training_key": "t"}], "table3", [trained])
+    assert orders.rows[-1] == ["new, trec", "ours, lambda 1, seed 0", "3.00", "2.50*", "2.75", "3.50", "4.00"]
+    assert orders.rows[0][2:4] == ["2.64*", "3.16"]
     report.build(rows, tmp_path, "paper-table4-small", paper="table4")
     assert "Beside the paper" in (tmp_path / "paper-table4-small.html").read_text()
     assert (tmp_path / "tables/paper-table4-small.md").read_text().index("Claims") < 600

@@ -68,13 +68,16 @@ def draw(frame: pd.DataFrame, labels: Sequence[str], trainings: Sequence[Row], p
     if paper in of_rows | of_trainings:
         caption, drawing = (of_rows | of_trainings)[paper]
         return [Drawn("", _CAPTIONS[caption], drawing())] if paper in of_rows or normal else []
+    if paper == "table3":  # of coders alone
+        return []
     drawn = [Drawn("", _CAPTIONS[""], rate_distortion(frame, labels))]
-    if normal:
+    if normal and paper in ("", "table4"):
         drawn += [
             Drawn("sparsity", _CAPTIONS["sparsity"], weights.sparsity_over_depth(lines)),
             Drawn("shape", _CAPTIONS["shape"], training.shape_over_steps(lines)),
-            Drawn("weights", _CAPTIONS["laws"], weights.fitted_laws(normal)),
         ]
+    if normal and not paper:
+        drawn.append(Drawn("weights", _CAPTIONS["laws"], weights.fitted_laws(normal)))
     return drawn
 
 

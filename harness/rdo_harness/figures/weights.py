@@ -42,7 +42,7 @@ def fitted_laws(trainings: Sequence[Row]) -> Figure:
             panel.set_ylim(0.3 * _least(density) * rms, 3 * density.max() * rms)
             panel.set_xlabel("weight / root mean square")
             panel.set_ylabel("density (log axis)")
-            panel.set_title(f"{training['architecture']}, {training['task']}: nu = {training['shape']:.2f}")
+            panel.set_title(f"{training['architecture']}: nu = {training['shape']:.2f}")
     return figure
 
 
