@@ -96,6 +96,8 @@ def build(
     Raises:
         ConfigError: ``parquet`` without pyarrow.
     """
+    if parquet:
+        _require_pyarrow()
     failures = [f"{row.get('label')}, seed {row.get('seed')}: {row['error']}" for row in rows if "error" in row]
     frame = pd.DataFrame([row for row in rows if "error" not in row])
     tables: list[Table] = []
@@ -127,20 +129,19 @@ def build(
     frame = frame.drop(columns=ITEM_COLUMNS, errors="ignore")
     frame.to_csv(files[1], index=False)
     if parquet:
-        files.append(_parquet(frame, files[1].with_suffix(".parquet")))
+        files.append(files[1].with_suffix(".parquet"))
+        frame.to_parquet(files[-1], engine="pyarrow", index=False)
     lines = "".join(f"- {note}\n" for note in notes) + "".join(f"- failed: {failure}\n" for failure in failures)
     files[0].write_text(f"## {suite}\n\n{lines}\n" + "\n".join(table.markdown() for table in tables), encoding="utf-8")
     files[2].write_text(_page(suite, tables, notes, failures, pictures), encoding="utf-8")
     return Report(summaries, notes, failures, files, pngs)
 
 
-def _parquet(frame: pd.DataFrame, path: Path) -> Path:
+def _require_pyarrow() -> None:
     try:
-        import pyarrow  # noqa: F401 (pandas writes through it)
+        import pyarrow  # noqa: F401 (pandas writes parquet through it)
     except ImportError as error:
         raise ConfigError("parquet needs pyarrow; install it with: pip install 'backslash-rdo[parquet]'") from error
-    frame.to_parquet(path, engine="pyarrow", index=False)
-    return path
 
 
 def _notes(frame: pd.DataFrame) -> list[str]:
