@@ -21,7 +21,7 @@ from rdo_harness.observation import WeightObserver
 from rdo_harness.rate_settings import RateSettings, attach
 from rdo_harness.resources import peak_memory_bytes, reset_peak_memory
 from rdo_harness.tasks.base import PreparedTask, Task
-from rdo_harness.training_state import load_state, restore, save_state, snapshot
+from rdo_harness.training_state import resume, save_state, snapshot
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a short text about the state."""
@@ -193,8 +193,7 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if checkpoint.exists():
-            state = load_state(checkpoint)
-            restore(model, stateful, state)
+            state = resume(checkpoint, model, stateful)
             begin, history = state["step"], state["history"]
             earlier_seconds, earlier_peak = state["seconds"], state["peak_memory_bytes"]
         # The batches are a function of the seed, so their number is the position in the data.

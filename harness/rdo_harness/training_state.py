@@ -60,9 +60,24 @@ def snapshot(model: nn.Module, stateful: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def resume(path: Path, model: nn.Module, stateful: dict[str, Any]) -> dict[str, Any]:
+    """Put back what :func:`snapshot` took and :func:`save_state` wrote; what else was written with it is returned.
+
+    Raises:
+        CorruptCheckpointError: the file is damaged, or the code that wrote it kept other things.
+    """
+    state: dict[str, Any] = load_state(path)
+    try:
+        _restore(model, stateful, state)
+    except KeyError as error:
+        raise CorruptCheckpointError(
+            f"{path} was saved by another version of the code, it lacks {error}; delete it, and the training starts anew"
+        ) from error
+    return state
+
+
 @torch.no_grad()
-def restore(model: nn.Module, stateful: dict[str, Any], state: dict[str, Any]) -> None:
-    """Put back what :func:`snapshot` took."""
+def _restore(model: nn.Module, stateful: dict[str, Any], state: dict[str, Any]) -> None:
     for name, parameter in model.named_parameters():
         parameter.copy_(state["parameters"][name])
     for name, buffer in model.named_buffers():

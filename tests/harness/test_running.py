@@ -22,7 +22,7 @@ from rdo_harness import training
 from rdo_harness.config import later, settings
 from rdo_harness.results import read_rows
 from rdo_harness.suite import Suite
-from rdo_harness.training_state import load_state, save_state
+from rdo_harness.training_state import load_state, resume, save_state, snapshot
 from rdo_harness.workers import ProcessWorkers, cluster_workers
 from tests.harness.killed_training import train
 from tests.harness.test_run import Recorder
@@ -91,6 +91,15 @@ def test_a_state_survives_the_disk(tmp_path: Path) -> None:
             load_state(tmp_path / "state")
     with pytest.raises(TypeError, match="may not hold a set"):
         save_state(tmp_path / "state", {1, 2})
+
+
+def test_a_state_of_other_code_is_refused(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    save_state(tmp_path / "state", {**snapshot(model, {"optimizer": optimizer}), "step": 3})
+    assert resume(tmp_path / "state", model, {"optimizer": optimizer})["step"] == 3
+    with pytest.raises(CorruptCheckpointError, match="another version of the code, it lacks 'rate'; delete it"):
+        resume(tmp_path / "state", model, {"optimizer": optimizer, "rate": optimizer})
 
 
 def test_processes_give_the_rows_of_one(tiny_suite: Suite, tmp_path: Path, importable: None) -> None:
