@@ -1,4 +1,4 @@
-"""``rdo compress --calibration TEXT``: a model of transformers rounded to a size by what it does with some text."""
+"""``rdo compress --calibration TEXT``: a model of transformers rounded by what it does with some text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rdo.checkpoint.trial import written_for_trial
+from rdo.compensated_rounding import CompensatedRounding, Rounded
 from rdo.errors import ConfigError, DataError
 from rdo.quantizers import AllocatedQuantizer
-from rdo.rounding import CompensatedRounding, Rounded
+from rdo.rounding import mean_loss
 from rdo_harness.architectures.hugging_face import HuggingFaceClassifier, Pretrained, local_model
 
 Progress = Callable[[int, int, str], None]
@@ -23,10 +24,8 @@ _LINES = 256
 """Lines of it that a classifier reads."""
 
 
-def rounded_to_size(
-    source: Path, tensors: dict[str, Tensor], text: Path, bits: float, progress: Progress, **options: Any
-) -> tuple[dict[str, Tensor], AllocatedQuantizer]:
-    """Round the weights of a model such that its file has a size, by compensated rounding (:mod:`rdo.rounding`).
+class CalibratedModel:
+    """A model whose weights can be rounded to a size or to a loss, by compensated rounding (:mod:`rdo.rounding`).
 
     One passage is read at a time, so no padding enters the statistics. A language model's loss is that of the text's
     own tokens. A classifier needs no labels: they are drawn from its predictions, over which the Fisher information
@@ -36,51 +35,90 @@ def rounded_to_size(
         source: folder of a causal language model or of a classifier of transformers, with its tokenizer.
         tensors: what is stored in it, by name.
         text: UTF-8; for a classifier one example a line.
-        bits: 8 times the bytes of the file over its parameters.
-        options: ``coder`` and ``raw_dtype`` of ``save_compressed``.
-
-    Returns:
-        The tensors, rounded, and the steps of those that were, for ``save_compressed``.
+        hold_out: keep every fourth passage for :meth:`to_loss`.
 
     Raises:
-        ConfigError: the model is neither, its weights have other names than those stored, or it cannot have this size.
+        ConfigError: the model is neither, or its weights have other names than those stored.
         DataError: the text is not readable or too short; the model or its tokenizer cannot be loaded.
     """
-    reader = local_model(source, _WINDOW)
-    passages = _passages(reader, text)
-    model = reader.load().eval()
-    stored = _stored_names(model, tensors, source)
-    loss = _Loss(isinstance(reader, HuggingFaceClassifier))
-    rounding = CompensatedRounding(
-        model,
-        _counted(passages, progress),
-        loss,
-        compressible=lambda name, weight: weight.ndim >= 2 and name in stored,
-    )
-    del model
 
-    def filled(rounded: Rounded) -> tuple[dict[str, Tensor], AllocatedQuantizer]:
-        result: dict[str, Tensor] = dict(tensors)
+    def __init__(
+        self, source: Path, tensors: dict[str, Tensor], text: Path, progress: Progress, *, hold_out: bool = False
+    ) -> None:
+        reader = local_model(source, _WINDOW)
+        if hold_out and isinstance(reader, HuggingFaceClassifier):
+            raise ConfigError("--max-loss takes a language model; a text has no labels for a classifier: give --bits")
+        passages = _passages(reader, text)
+        self._held_out = passages[3::4] if hold_out else []
+        if hold_out and not self._held_out:
+            raise DataError(f"{text}: --max-loss needs four pieces of {_WINDOW} tokens at least, one to measure with")
+        shown = [passage for number, passage in enumerate(passages) if not hold_out or number % 4 != 3]
+        self._tensors, self._progress = tensors, progress
+        self._model = reader.load().eval()
+        self._stored = _stored_names(self._model, tensors, source)
+        self._loss = _Loss(isinstance(reader, HuggingFaceClassifier))
+        self._rounding = CompensatedRounding(
+            self._model,
+            _counted(shown, progress),
+            self._loss,
+            compressible=lambda name, weight: weight.ndim >= 2 and name in self._stored,
+        )
+
+    def to_size(self, bits: float, **options: Any) -> tuple[dict[str, Tensor], AllocatedQuantizer]:
+        """The stored tensors, rounded, and the steps of those that were, for ``save_compressed``.
+
+        Args:
+            bits: 8 times the bytes of the file over its parameters; met within 0.2 % from below.
+            options: ``coder`` and ``raw_dtype`` of ``save_compressed``.
+
+        Raises:
+            ConfigError: no steps give this size.
+        """
+
+        def measure(rounded: Rounded) -> float:
+            state, quantizer = self._filled(rounded, bits)
+            covered = quantizer.step_of.keys()
+            info = written_for_trial(
+                state, quantizer=quantizer, compressible=lambda name, _: name in covered, **options
+            )
+            self._progress(0, 1, f"trying steps ({info.bits_per_parameter:.3f} bits)")
+            return info.bits_per_parameter
+
+        self._progress(0, 1, "trying steps")
+        return self._filled(self._rounding.search(bits, measure), bits)
+
+    def to_loss(self, increase: float) -> tuple[dict[str, Tensor], AllocatedQuantizer]:
+        """As :meth:`to_size`, as coarsely as the loss of the passages held out allows.
+
+        Args:
+            increase: of that loss, as a share.
+
+        Raises:
+            ConfigError: rounding to 7 bits a weight costs more.
+        """
+        most = (1.0 + increase) * mean_loss(self._model, self._held_out, self._loss)
+
+        def allowed(rounded: Rounded) -> bool:
+            with torch.no_grad():
+                for name in rounded.steps:
+                    self._model.get_parameter(name).copy_(rounded.weight(name))
+            found = mean_loss(self._model, self._held_out, self._loss)
+            self._progress(0, 1, f"trying steps ({found / most * (1.0 + increase) - 1.0:+.2%} loss)")
+            return found <= most
+
+        self._progress(0, 1, "trying steps")
+        rounded = self._rounding.coarsest(allowed)
+        return self._filled(rounded, rounded.entropy_bits())
+
+    def _filled(self, rounded: Rounded, bits: float) -> tuple[dict[str, Tensor], AllocatedQuantizer]:
+        result: dict[str, Tensor] = dict(self._tensors)
         steps: dict[str, float] = {}
         for name, step in rounded.steps.items():
-            value = rounded.weight(name).to(tensors[stored[name][0]].dtype)
-            result |= dict.fromkeys(stored[name], value)  # tied ones stay one tensor
-            steps |= dict.fromkeys(stored[name], step)
+            copies = self._stored[name]
+            value = rounded.weight(name).to(self._tensors[copies[0]].dtype)
+            result |= dict.fromkeys(copies, value)  # tied ones stay one tensor
+            steps |= dict.fromkeys(copies, step)
         return result, AllocatedQuantizer(steps, bits, "sensitivity")
-
-    trials = 0
-
-    def measure(rounded: Rounded) -> float:
-        nonlocal trials
-        trials += 1
-        progress(0, 1, f"trying steps ({trials})")
-        state, quantizer = filled(rounded)
-        covered = quantizer.step_of.keys()
-        info = written_for_trial(state, quantizer=quantizer, compressible=lambda name, _: name in covered, **options)
-        return info.bits_per_parameter
-
-    progress(0, 1, "rounding")
-    return filled(rounding.search(bits, measure))
 
 
 class _Loss:

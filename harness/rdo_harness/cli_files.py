@@ -29,6 +29,7 @@ examples:
   rdo compress bert-base/ bert-base-rdo/ --relative-step 0.3 --granularity row --coder rans,huffman
   rdo compress bert-base/ bert-base-rdo/ --lossless
   rdo compress smollm2/ smollm2-rdo/ --bits 3.0 --calibration articles.txt
+  rdo compress smollm2/ smollm2-rdo/ --max-loss 1% --calibration articles.txt
 """
 _DECOMPRESS = """\
 Write the decoded weights as plain safetensors that any tool reads. Tied tensors, which the compressed file stores once,
@@ -72,13 +73,20 @@ def _add_compress(commands: Commands) -> None:
         help="the squared error that --bits makes small: of the weights, or over the mean square of their tensor "
         "(default: relative)",
     )
+    steps.add_argument(
+        "--max-loss",
+        type=_share,
+        metavar="P%",
+        help="with --calibration: find the coarsest steps with which a language model's cross entropy on a quarter of "
+        "the text, which is held out, is at most P %% higher",
+    )
     parser.add_argument(
         "--calibration",
         type=Path,
         metavar="TEXT",
-        help="with --bits: run the model, a causal language model or a classifier of transformers, on this UTF-8 text "
-        "(for a classifier one example a line), give steps by sensitivity, and let weights make good for the rounding "
-        "of those before them",
+        help="with --bits or --max-loss: run the model, a causal language model or a classifier of transformers, on "
+        "this UTF-8 text (for a classifier one example a line), give steps by sensitivity, and let weights make good "
+        "for the rounding of those before them",
     )
     parser.add_argument(
         "--granularity", choices=("tensor", "row"), help="what --relative-step is relative to (default: tensor)"
@@ -119,6 +127,17 @@ def _add_decompress(commands: Commands) -> None:
     parser.set_defaults(func=_decompress)
 
 
+def _share(text: str) -> float:
+    """``1%`` or ``0.01``, as a number."""
+    try:
+        value = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < 10.0:
+        raise argparse.ArgumentTypeError(f"a positive share such as 1% or 0.01, got {text!r}")
+    return value
+
+
 def _dtype(name: str | None) -> torch.dtype | None:
     from rdo.checkpoint.container import DTYPES
     from rdo.errors import ConfigError
@@ -139,7 +158,8 @@ def _compress(arguments: argparse.Namespace) -> int:
 
     source, out = arguments.source, arguments.out
     _check_options(arguments)
-    quantizer = quantizer_from(arguments) if arguments.bits is None and not arguments.lossless else None
+    found = arguments.bits is not None or arguments.max_loss is not None or arguments.lossless
+    quantizer = None if found else quantizer_from(arguments)
     coders = arguments.coder.split(",") if arguments.coder is not None else None
     raw_dtype = _dtype(arguments.raw_dtype)
     if not source.is_dir() and out.suffix == ".safetensors":
@@ -185,11 +205,15 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "--lossless quantises nothing and has a coder of its own: leave --dead-zone, --granularity, --coder"
         )
+    if arguments.max_loss is not None and arguments.calibration is None:
+        raise ConfigError("--max-loss measures the loss on a text: give --calibration, too")
     if arguments.calibration is not None:
-        if arguments.bits is None:
-            raise ConfigError("--calibration rounds to a size: give --bits, too")
-        if arguments.distortion is not None or arguments.dead_zone:
-            raise ConfigError("--calibration measures what rounding costs: leave --distortion and --dead-zone")
+        if arguments.bits is None and arguments.max_loss is None:
+            raise ConfigError("--calibration rounds to a size or to a loss: give --bits or --max-loss, too")
+        if arguments.distortion is not None or arguments.dead_zone or arguments.granularity is not None:
+            raise ConfigError(
+                "--calibration measures what rounding costs: leave --distortion, --dead-zone and --granularity"
+            )
         if not arguments.source.is_dir():
             raise ConfigError(f"--calibration runs the model: {arguments.source} must be its folder, with config.json")
     if arguments.bits is not None and arguments.granularity is not None:
@@ -210,11 +234,13 @@ def _allocated(tensors: dict[str, torch.Tensor], arguments: argparse.Namespace, 
 def _calibrated(
     tensors: dict[str, torch.Tensor], arguments: argparse.Namespace, options: dict[str, Any]
 ) -> tuple[dict[str, torch.Tensor], AllocatedQuantizer]:
-    from rdo_harness.calibrated import rounded_to_size
+    from rdo_harness.calibrated import CalibratedModel
     from rdo_harness.progress_bar import progress_bar
 
     with progress_bar() as progress:
-        return rounded_to_size(arguments.source, tensors, arguments.calibration, arguments.bits, progress, **options)
+        to_loss = arguments.max_loss is not None
+        model = CalibratedModel(arguments.source, tensors, arguments.calibration, progress, hold_out=to_loss)
+        return model.to_loss(arguments.max_loss) if to_loss else model.to_size(arguments.bits, **options)
 
 
 def _decompress(arguments: argparse.Namespace) -> int:

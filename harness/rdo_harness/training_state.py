@@ -71,7 +71,8 @@ def resume(path: Path, model: nn.Module, stateful: dict[str, Any]) -> dict[str, 
         _restore(model, stateful, state)
     except KeyError as error:
         raise CorruptCheckpointError(
-            f"{path} was saved by another version of the code, it lacks {error}; delete it, and the training starts anew"
+            f"{path} was saved by another version of the code, it lacks {error}; delete it, and the training starts "
+            "anew"
         ) from error
     return state
 

@@ -98,6 +98,23 @@ def test_a_language_model_loses_less_than_without_calibration(language_model: Pa
     assert losses["calibrated"] - best < 0.5 * (losses["alone"] - best)
 
 
+def test_the_smallest_file_that_a_loss_allows(language_model: Path, text: Path, tmp_path: Path) -> None:
+    original = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32).eval()
+    best, sizes = float(loss_of(original, sentences(64, 10_002)).detach()), []
+    for share in (0.02, 0.2):
+        out = tmp_path / str(share)
+        options = ["--max-loss", f"{100 * share:g}%", "--calibration", str(text)]
+        assert cli.main(["compress", str(language_model), str(out), *options]) == 0
+        state = rdo.load_compressed(out / "model.rdo")
+        model = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32).eval()
+        model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+        model.tie_weights()
+        sizes.append((out / "model.rdo").stat().st_size)
+        found = float(loss_of(model, sentences(64, 10_002)).detach()) / best - 1.0
+        assert 0.2 * share < found < 1.6 * share, "on other text than that it was measured on"
+    assert sizes[1] < 0.9 * sizes[0]
+
+
 def test_a_classifier_needs_no_labels(text: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -119,7 +136,8 @@ def test_a_classifier_needs_no_labels(text: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--calibration", "{text}"], "--calibration rounds to a size: give --bits"),
+        (["--calibration", "{text}"], "give --bits or --max-loss"),
+        (["--max-loss", "1%"], "--max-loss measures the loss on a text: give --calibration"),
         (["--bits", "4", "--calibration", "{text}", "--distortion", "absolute"], "leave --distortion"),
         (["--bits", "4", "--calibration", "{folder}/absent.txt"], "not readable as UTF-8"),
         (["--bits", "4", "--calibration", "{folder}/empty.txt"], "no text to calibrate with"),
@@ -139,6 +157,22 @@ def test_bad_requests_are_one_line_and_leave_nothing(
     assert cli.main(["compress", str(language_model), str(tmp_path / "out"), *given]) in (1, 2)
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-loss", "much"], "a positive share such as 1% or 0.01, got 'much'"),
+        (["--max-loss", "1%", "--bits", "3"], "not allowed with argument"),
+    ],
+)
+def test_wrong_options_are_told_with_the_usage(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["compress", "in", "out", "--calibration", "text", *options])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

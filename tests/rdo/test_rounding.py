@@ -13,9 +13,10 @@ from transformers.pytorch_utils import Conv1D
 import rdo
 from rdo.calibration import calibrate
 from rdo.coders import Histogram
+from rdo.compensated_rounding import CompensatedRounding
 from rdo.compensation import compensate, compensation_factor
 from rdo.errors import ConfigError
-from rdo.rounding import round_to_entropy, round_to_size
+from rdo.rounding import mean_loss, round_to_entropy, round_to_loss, round_to_size
 
 
 def inputs_of(size: int, seed: int = 0) -> Tensor:
@@ -150,4 +151,27 @@ def test_a_size_that_cannot_be_had_leaves_the_model_as_it_was() -> None:
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ConfigError, match=r"the least found was .*; ask for more"):
         round_to_size(model, 0.2, batches, loss_of)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("increase", [0.02, 0.5])
+def test_the_coarsest_model_that_a_loss_allows(increase: float) -> None:
+    model, batches = trained()
+    calibration, held_out = batches[:5], batches[5:]
+    original, before = copy.deepcopy(model), mean_loss(model, held_out, loss_of)
+    quantizer = round_to_loss(model, increase, calibration, loss_of, held_out)
+    after = mean_loss(model, held_out, loss_of)
+    assert after <= (1.0 + increase) * before
+    coarser = 0.6 * quantizer.bits
+    round_to_entropy(original, coarser, calibration, loss_of)
+    assert mean_loss(original, held_out, loss_of) > (1.0 + increase) * before, "fewer bits cost more than is allowed"
+
+
+def test_a_loss_that_cannot_be_had_leaves_the_model_as_it_was() -> None:
+    model, batches = trained()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match="allow a greater loss"):
+        CompensatedRounding(model, batches, loss_of).coarsest(lambda _: False)
+    with pytest.raises(ConfigError, match="held-out batches"):
+        round_to_loss(model, 0.1, batches, loss_of, [])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -1,0 +1,193 @@
+"""Rounding after training that weighs the loss against bits.
+
+The columns of a matrix are rounded one after another, and the error of each is made good, as far as it can be, by the
+columns that follow (GPTQ: Frantar et al., arXiv 2210.17323; the error is that of the layer's output). With a price of
+bits, of the two multiples of the step next to a weight the one with the smaller error + mu * bits is taken. At high
+rates the slope of the best quantiser is ``dD/dR = -2 ln 2 D`` with ``D = step^2 / 12`` for each weight, which says what
+a bit is worth: mu follows from the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import rdo_kernels
+from rdo.calibration import Calibration, calibrate, steps_by_sensitivity
+from rdo.checkpoint.writer import is_compressible
+from rdo.coding_grid import CodingGrid, bits_of_counts
+from rdo.compensation import compensate, compensation_factor
+from rdo.errors import ConfigError
+from rdo.quantizers import AllocatedQuantizer
+
+_TRIALS = 12
+_CLOSE = 2e-3
+_FINE_BITS = 7.0
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A model's weights as integers, by name: float32, and of the weights' sizes; and their steps."""
+
+    symbols: dict[str, Tensor]
+    steps: dict[str, float]
+
+    def entropy_bits(self) -> float:
+        """Order-0 entropy tensor by tensor, in bits a weight."""
+        total = sum(_entropy_bits(symbols) for symbols in self.symbols.values())
+        return total / sum(symbols.numel() for symbols in self.symbols.values())
+
+    def weight(self, name: str) -> Tensor:
+        """Symbols times their step, as a decoder makes them; float32."""
+        symbols = self.symbols[name]
+        step = torch.tensor(self.steps[name], device=symbols.device)
+        [values] = rdo_kernels.dequantize([symbols.to(torch.int32)], [step])
+        return values.view(symbols.shape)
+
+    def quantizer(self, bits: float) -> AllocatedQuantizer:
+        """The steps, for ``save_compressed``: it gives the weights these symbols."""
+        return AllocatedQuantizer(self.steps, bits, "sensitivity")
+
+
+class CompensatedRounding:
+    """A trained model's weights, measured once, to be rounded at any scale of the steps.
+
+    Steps relate as one over the root of the tensors' mean squared gradients, as in :class:`rdo.target.SizeTarget`.
+
+    Args:
+        model: is not changed, but for its gradients, which are cleared.
+        batches, loss: calibration data, as for :func:`rdo.calibration.calibrate`.
+        price: what a bit counts in units of its worth at high rates; 0 rounds for the loss alone.
+        compressible: which parameters to round; default those that ``save_compressed`` codes.
+
+    Attributes:
+        weights: as they were, by name; float32.
+
+    Raises:
+        ConfigError: nothing to round, or no calibration data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        loss: Callable[[nn.Module, Any], Tensor],
+        *,
+        price: float = 0.0,
+        compressible: Callable[[str, Tensor], bool] | None = None,
+    ) -> None:
+        choose = compressible or is_compressible
+        chosen = {name: p for name, p in model.named_parameters() if choose(name, p)}
+        if not chosen or price < 0.0:
+            raise ConfigError(f"nothing to round at price {price:g} in {len(chosen)} tensors")
+        self._price = price
+        self._measured = calibrate(model, batches, loss, list(chosen))
+        self.weights = {name: weight.detach().to(torch.float32).clone() for name, weight in chosen.items()}
+        self._factors = {name: compensation_factor(matrix) for name, matrix in self._measured.inputs.items()}
+        relative = steps_by_sensitivity([self._measured.sensitivity[name] for name in chosen])
+        self._grid = CodingGrid(list(chosen), list(self.weights.values()), relative)
+
+    def search(self, goal: float, measure: Callable[[Rounded], float]) -> Rounded:
+        """The finest rounding that measures at most ``goal``, met within 0.2 % from below.
+
+        Args:
+            goal, measure: bits a weight or parameter, which fall by about one for each octave that steps grow.
+
+        Raises:
+            ConfigError: no steps come near.
+        """
+        if not 0.0 < goal < math.inf:
+            raise ConfigError(f"nothing to round at {goal:g} bits; ask for a positive number")
+        self._grid.fit(goal)  # rounded to nearest
+        low, high = -8.0, 8.0  # too many bits, few enough
+        octaves, best, least = 0.0, None, math.inf
+        for _ in range(_TRIALS):
+            rounded = self._at(octaves)
+            found = measure(rounded)
+            least = min(found, least)
+            if found <= goal:
+                high, best = octaves, rounded
+                if found >= (1.0 - _CLOSE) * goal:
+                    break
+            else:
+                low = octaves
+            guess = octaves + (found - (1.0 - _CLOSE / 2) * goal) * 1.2
+            octaves = guess if low < guess < high else (low + high) / 2
+        if best is None:
+            raise ConfigError(f"no steps give {goal:g} bits, the least found was {least:.3g}; ask for more")
+        return best
+
+    def coarsest(self, allowed: Callable[[Rounded], bool]) -> Rounded:
+        """The coarsest rounding that is allowed, to a twentieth of an octave, from 7 bits a weight down.
+
+        Args:
+            allowed: if it allows a rounding, it allows all finer ones.
+
+        Raises:
+            ConfigError: not even the finest is allowed.
+        """
+        self._grid.fit(_FINE_BITS)
+        low, high, best = 0.0, _FINE_BITS + 4.0, self._at(0.0)
+        if not allowed(best):
+            raise ConfigError(f"even {_FINE_BITS:g} bits a weight are not allowed; allow a greater loss")
+        while high - low > 0.05:
+            middle = (low + high) / 2
+            rounded = self._at(middle)
+            if allowed(rounded):
+                low, best = middle, rounded
+            else:
+                high = middle
+        return best
+
+    def _at(self, octaves: float) -> Rounded:
+        steps = dict(zip(self._grid.names, self._grid.steps_after(octaves).tolist(), strict=True))
+        symbols = {
+            name: _rounded(name, weight, steps[name], self._factors, self._measured, self._price)
+            for name, weight in self.weights.items()
+        }
+        return Rounded(symbols, steps)
+
+
+def _rounded(
+    name: str, weight: Tensor, step: float, factors: Mapping[str, Tensor], measured: Calibration, price: float
+) -> Tensor:
+    """Symbols of a tensor, float32 and of its size."""
+    nearest = (weight / step).round()
+    lengths = _code_lengths(nearest)
+    mu = price * 2.0 * math.log(2.0) / 12.0  # of a squared error of 1 = step^2
+    if name not in factors:
+        return _cheaper(weight / step, lengths, mu)
+    matrix = weight.T if name in measured.transposed else weight
+    symbols, _ = compensate(matrix / step, factors[name], lambda values, counts: _cheaper(values, lengths, mu / counts))
+    return (symbols.T if name in measured.transposed else symbols).contiguous()
+
+
+def _cheaper(values: Tensor, lengths: Tensor, mu: float) -> Tensor:
+    """The nearest integer or the next one towards zero, whichever has less squared error + mu * bits."""
+    nearest = values.round()
+    if not mu:
+        return nearest
+    towards = nearest - nearest.sign()
+    bound = len(lengths) // 2
+    cost = [
+        (values - symbol).square() + mu * lengths[(symbol.clamp(-bound, bound) + bound).long()]
+        for symbol in (nearest, towards)
+    ]
+    return torch.where(cost[1] < cost[0], towards, nearest)
+
+
+def _code_lengths(symbols: Tensor) -> Tensor:
+    """Bits of the symbols -b to b under their own frequencies, each counted once more: float32 [2 b + 1]."""
+    bound = int(min(max(float(symbols.abs().max()), 1.0), 1023.0))
+    counts = torch.bincount((symbols.clamp(-bound, bound) + bound).long().flatten(), minlength=2 * bound + 1) + 1.0
+    return -torch.log2(counts / counts.sum())
+
+
+def _entropy_bits(symbols: Tensor) -> float:
+    counts = torch.unique(symbols, return_counts=True)[1]
+    return float(bits_of_counts(counts.unsqueeze(0)))
