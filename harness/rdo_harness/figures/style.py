@@ -32,8 +32,10 @@ class Drawn:
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour and marker of the line with this number."""
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
+    """Colour, marker and kind of the line with this number; the colours' second round is dashed, with other markers."""
+    turn, colour = divmod(index, len(COLOURS))
+    marker = MARKERS[(colour + 3 * turn) % len(MARKERS)]
+    return {"color": COLOURS[colour], "marker": marker, "markersize": 5, "linestyle": ("-", "--", ":")[turn % 3]}
 
 
 def ordered_colours(count: int) -> list[str]:
