@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from ast import literal_eval
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,13 @@ class Figure:
 
 
 def benchmarks() -> list[Benchmark]:
-    """Those of asv_bench, as asv finds them."""
+    """Those of asv_bench, as asv finds them. Its importer goes again: pytest would ask it what it does not know."""
+    importers = list(sys.meta_path)
     update_sys_path(str(BENCHMARKS))
-    return list(disc_benchmarks(str(BENCHMARKS)))
+    try:
+        return list(disc_benchmarks(str(BENCHMARKS)))
+    finally:
+        sys.meta_path[:] = importers
 
 
 def every() -> list[Figure]:
