@@ -77,7 +77,11 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def finished_rows(suite: Suite, out: Path) -> list[Row]:
-    """The rows of a suite, of all seeds that it was run with; those of other suites where they measured its points."""
+    """The rows of a suite in the order of its methods, and of the seeds that it was run with.
+
+    Where other suites measured its points their rows count too, but with no other seeds: means over different seeds
+    would be compared.
+    """
     from rdo_harness.cells import cells, relabelled
     from rdo_harness.results import read_rows
     from rdo_harness.run import rows_path
@@ -88,9 +92,16 @@ def finished_rows(suite: Suite, out: Path) -> list[Row]:
     for row in [*(row for row in others if "error" not in row), *read_rows(own)]:
         if "key" in row and not ("error" in row and row["key"] in found):
             found[row["key"]] = row
+    run = {row["seed"] for row in read_rows(own) if "seed" in row}
     seeds = max((row.get("seed", 0) + 1 for row in found.values()), default=1)
-    every = cells(suite.restricted(None, max(seeds, len(suite.seeds))))
-    return [relabelled(found[cell.key], cell) for cell in every if cell.key in found]
+    every = [
+        cell
+        for cell in cells(suite.restricted(None, max(seeds, len(suite.seeds))))
+        if cell.key in found and (not run or cell.seed in run)
+    ]
+    order = [method.label for part in suite.parts for method in part.methods]
+    every.sort(key=lambda cell: order.index(cell.method.label))
+    return [relabelled(found[cell.key], cell) for cell in every]
 
 
 def write_report(console: Console, rows: list[Row], out: Path, suite: Suite, parquet: bool = False) -> None:

@@ -32,10 +32,24 @@ def test_suites_that_show_the_same_points_share_their_rows(tmp_path: Path) -> No
         append_row(rows_path(tmp_path, table), row)
     append_row(rows_path(tmp_path, figure), {**rows[0], "suite": figure.name, "error": "OSError: disk full"})
     found = finished_rows(figure, tmp_path)
-    assert [row["key"] for row in found] == [row["key"] for row in rows]
+    assert sorted(row["key"] for row in found) == sorted(row["key"] for row in rows)
+    labels = [row["label"] for row in found]
+    assert labels == sorted(labels, key=[method.label for method in figure.parts[0].methods].index)
     assert {row["suite"] for row in found} == {"paper-fig1-small"}
     assert not any("error" in row for row in found), "another suite measured it"
     assert finished_rows(load_suite("paper-fig8"), tmp_path) == []
+
+
+def test_other_suites_lend_no_seeds_that_a_suite_was_not_run_with(tmp_path: Path) -> None:
+    """Else the mean of one method over three seeds would be compared with one seed of another."""
+    table, figure = load_suite("paper-table4"), load_suite("paper-fig1")
+    rows = [{**identity(cell), "value": cell.seed} for cell in cells(table.restricted(None, 2))]
+    for row in rows:
+        append_row(rows_path(tmp_path, table), row)
+    assert {row["seed"] for row in finished_rows(figure, tmp_path)} == {0, 1}
+    own = next(row for row in rows if row["seed"] == 1)
+    append_row(rows_path(tmp_path, figure), {**own, "suite": figure.name})
+    assert {row["seed"] for row in finished_rows(figure, tmp_path)} == {1}
 
 
 def test_scales_of_a_suite() -> None:
