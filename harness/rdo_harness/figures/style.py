@@ -64,7 +64,8 @@ def panels(rows: int, columns: int, height: float = 4.4) -> Iterator[tuple[Figur
             panel.spines[["top", "right"]].set_visible(False)
             for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
                 named.setdefault(name, handle)
-        columns_of_legend = min(4, len(named)) or 1
+        widest = max((len(name) for name in named), default=1)
+        columns_of_legend = min(4 if widest < 32 else 2, len(named)) or 1
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns_of_legend, frameon=False)
 
 
@@ -82,3 +83,14 @@ def fit_to(panel: Axes, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.01
     panel.set_ylim(low - margin, high + margin)
+
+
+def log_height(panel: Axes) -> None:
+    """A logarithmic axis whose ticks are plain numbers."""
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    panel.set_yscale("log")
+    panel.yaxis.set_minor_formatter(ScalarFormatter())
+    panel.yaxis.set_major_formatter(ScalarFormatter())
+    if panel.get_ylim()[1] > 10.0 * panel.get_ylim()[0]:
+        panel.yaxis.set_minor_formatter(NullFormatter())

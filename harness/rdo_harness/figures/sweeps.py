@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from rdo_harness.figures.bands import over_seeds
-from rdo_harness.figures.style import REFERENCE, look, panels
+from rdo_harness.figures.style import REFERENCE, log_height, look, panels
 from rdo_harness.metrics import metric_title
 from rdo_harness.observation import PAPER_STEP
 
@@ -62,7 +62,7 @@ def over_steps(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
             _name_metric(metrics, group)
             metrics.set_title(f"{architecture} on {task}")
             losses.set_ylabel("test cross entropy (nats, log axis)")
-            losses.set_yscale("log")
+            log_height(losses)
             losses.set_title("cross entropy")
     return figure
 
@@ -80,7 +80,7 @@ def over_pruning(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
                 points = pd.concat([whole, points], ignore_index=True)
                 _quality(panel, 100 * points["sparsity_target"], points, number, label)
             if group["metric_name"].iloc[0] != "accuracy" and group["metric"].max() > 2 * group["metric"].min():
-                panel.set_yscale("log")
+                log_height(panel)
             panel.set_xlabel("weights set to zero (%)")
             _name_metric(panel, group)
             panel.set_title(f"{architecture} on {task}")
