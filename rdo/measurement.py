@@ -20,7 +20,7 @@ DECAYED = 0.4
 """Share of its peak to which the learning rate falls before rounding begins late."""
 SETTLED = 0.2
 """What the steps' relations change from one measurement to the next if the model knows its task: octaves, the root mean
-square over all weights. Two small language models that train on had 0.03 to 0.07, MiniLM with a new classifier 0.9."""
+square over all weights. A small Llama that trains on had 0.03 to 0.07, MiniLM with a new classifier 0.9."""
 
 Start: TypeAlias = int | Literal["settled", "decayed"]
 
