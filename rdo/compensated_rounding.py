@@ -49,6 +49,12 @@ class Rounded:
         [values] = rdo_kernels.dequantize([symbols.to(torch.int32)], [step])
         return values.view(symbols.shape)
 
+    @torch.no_grad()
+    def fill(self, model: nn.Module) -> None:
+        """Give the parameters of these names the rounded weights."""
+        for name in self.steps:
+            model.get_parameter(name).copy_(self.weight(name))
+
     def quantizer(self, bits: float) -> AllocatedQuantizer:
         """The steps, for ``save_compressed``: it gives the weights these symbols."""
         return AllocatedQuantizer(self.steps, bits, "sensitivity")

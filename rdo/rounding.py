@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def round_to_entropy(
     """
     rounding = CompensatedRounding(model, batches, loss, price=price, compressible=compressible)
     rounded = rounding.search(bits, Rounded.entropy_bits)
-    _fill(model, {name: rounded.weight(name) for name in rounded.steps})
+    rounded.fill(model)
     return rounded.quantizer(bits)
 
 
@@ -71,18 +72,15 @@ def round_to_size(
     rounding = CompensatedRounding(model, batches, loss, price=price, compressible=compressible)
 
     def measure(rounded: Rounded) -> float:
-        _fill(model, {name: rounded.weight(name) for name in rounded.steps})
+        rounded.fill(model)
         quantizer = rounded.quantizer(bits_per_parameter)
         return written_for_trial(
             model, quantizer=quantizer, coder=coder, raw_dtype=raw_dtype, compressible=compressible
         ).bits_per_parameter
 
-    left = rounding.weights
-    try:
+    with _restored_on_error(model, rounding):
         rounded = rounding.search(bits_per_parameter, measure)
-        left = {name: rounded.weight(name) for name in rounded.steps}
-    finally:
-        _fill(model, left)
+    rounded.fill(model)
     return rounded.quantizer(bits_per_parameter)
 
 
@@ -115,15 +113,12 @@ def round_to_loss(
     most = (1.0 + increase) * mean_loss(model, held_out, loss)
 
     def allowed(rounded: Rounded) -> bool:
-        _fill(model, {name: rounded.weight(name) for name in rounded.steps})
+        rounded.fill(model)
         return mean_loss(model, held_out, loss) <= most
 
-    left = rounding.weights
-    try:
+    with _restored_on_error(model, rounding):
         rounded = rounding.coarsest(allowed)
-        left = {name: rounded.weight(name) for name in rounded.steps}
-    finally:
-        _fill(model, left)
+    rounded.fill(model)
     return rounded.quantizer(rounded.entropy_bits())
 
 
@@ -133,7 +128,13 @@ def mean_loss(model: nn.Module, batches: Sequence[Any], loss: Callable[[nn.Modul
     return sum(float(loss(model, batch)) for batch in batches) / len(batches)
 
 
-@torch.no_grad()
-def _fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    for name, weight in weights.items():
-        model.get_parameter(name).copy_(weight)
+@contextmanager
+def _restored_on_error(model: nn.Module, rounding: CompensatedRounding) -> Iterator[None]:
+    """Give a model its weights back if the search that fills it with others fails."""
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, weight in rounding.weights.items():
+                model.get_parameter(name).copy_(weight)
+        raise

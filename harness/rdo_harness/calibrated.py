@@ -99,9 +99,7 @@ class CalibratedModel:
         most = (1.0 + increase) * mean_loss(self._model, self._held_out, self._loss)
 
         def allowed(rounded: Rounded) -> bool:
-            with torch.no_grad():
-                for name in rounded.steps:
-                    self._model.get_parameter(name).copy_(rounded.weight(name))
+            rounded.fill(self._model)
             found = mean_loss(self._model, self._held_out, self._loss)
             self._progress(0, 1, f"trying steps ({found / most * (1.0 + increase) - 1.0:+.2%} loss)")
             return found <= most
