@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdo_harness import cli_inspect, cli_verify
-from rdo_harness.cli_options import Commands, add_steps, print_json, quantizer_from
+from rdo_harness.cli_options import Commands, add_steps, dtype_from, print_json, quantizer_from
 from rdo_harness.tables import human_bytes
 
 if TYPE_CHECKING:
@@ -138,18 +138,6 @@ def _share(text: str) -> float:
     return value
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
-    from rdo.checkpoint.container import DTYPES
-    from rdo.errors import ConfigError
-
-    if name is None:
-        return None
-    floats = {known: dtype for known, dtype in DTYPES.items() if dtype.is_floating_point}
-    if name not in floats:
-        raise ConfigError(f"unknown data type {name!r}; known: {', '.join(floats)}")
-    return floats[name]
-
-
 def _compress(arguments: argparse.Namespace) -> int:
     from rdo.checkpoint import save_compressed
     from rdo.errors import ConfigError
@@ -161,7 +149,7 @@ def _compress(arguments: argparse.Namespace) -> int:
     found = arguments.bits is not None or arguments.max_loss is not None or arguments.lossless
     quantizer = None if found else quantizer_from(arguments)
     coders = arguments.coder.split(",") if arguments.coder is not None else None
-    raw_dtype = _dtype(arguments.raw_dtype)
+    raw_dtype = dtype_from(arguments.raw_dtype)
     if not source.is_dir() and out.suffix == ".safetensors":
         better = out.with_suffix(".rdo").name
         raise ConfigError(f"{out}: loaders take *.safetensors for plain weights; call it {better}")
@@ -247,7 +235,7 @@ def _decompress(arguments: argparse.Namespace) -> int:
     from rdo.checkpoint import open_compressed
     from rdo_harness.model_files import PLAIN, check_output, compressed_file, write_model
 
-    source, out, dtype = arguments.source, arguments.out, _dtype(arguments.dtype)
+    source, out, dtype = arguments.source, arguments.out, dtype_from(arguments.dtype)
     check_output(source, out, arguments.force)
     started = time.perf_counter()
     with open_compressed(compressed_file(source), max_output_bytes=arguments.max_output_bytes) as compressed:

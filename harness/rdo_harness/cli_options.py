@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rdo_harness.config import parse_step
 
 if TYPE_CHECKING:
+    import torch
+
     from rdo.quantizers import Quantizer
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
@@ -47,6 +49,23 @@ def quantizer_from(arguments: argparse.Namespace) -> Quantizer:
     if granularity == "row":
         raise ConfigError("--granularity row needs --relative-step: an absolute step is the same for every row")
     return UniformQuantizer(step=parse_step(arguments.step or "2^-8"), dead_zone=dead_zone)
+
+
+def dtype_from(name: str | None) -> torch.dtype | None:
+    """The floating-point type that an option names, None for None.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    from rdo.checkpoint.container import DTYPES
+    from rdo.errors import ConfigError
+
+    if name is None:
+        return None
+    floats = {known: dtype for known, dtype in DTYPES.items() if dtype.is_floating_point}
+    if name not in floats:
+        raise ConfigError(f"unknown data type {name!r}; known: {', '.join(floats)}")
+    return floats[name]
 
 
 def print_json(content: dict[str, Any]) -> int:

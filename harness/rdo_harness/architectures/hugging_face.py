@@ -80,6 +80,7 @@ class Pretrained(Architecture):
 
     def _load(self, model_class: Any, new: tuple[str, ...] = (), **options: Any) -> torch.nn.Module:
         source, gguf_file = self.source(), self.gguf_file()
+        options = {"dtype": torch.float32} | options
         options |= {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
         try:
             with quiet_transformers():
@@ -88,7 +89,6 @@ class Pretrained(Architecture):
                     revision=self.revision,
                     trust_remote_code=False,
                     output_loading_info=True,
-                    dtype=torch.float32,
                     **options,
                 )
         except (OSError, ValueError, ImportError) as error:
@@ -125,6 +125,17 @@ class HuggingFaceCausal(Pretrained):
         from transformers import AutoModelForCausalLM
 
         return self._load(AutoModelForCausalLM)
+
+    def load_to_run(self, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        """The model in evaluation mode, default in the data type of its folder, which may be a compressed one."""
+        from transformers import AutoModelForCausalLM
+
+        import rdo.integrations.transformers  # noqa: F401  from_pretrained reads compressed folders from now on
+
+        model = self._load(AutoModelForCausalLM, dtype="auto" if dtype is None else dtype).eval()
+        config: Any = model.config
+        config.use_cache = True
+        return model
 
 
 @ARCHITECTURES.register("hf-classifier")

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from rdo.errors import ConfigError
 from rdo_harness import data
+from rdo_harness.config import later
 from rdo_harness.registries import TASKS
 from rdo_harness.tasks.base import (
     IGNORED,
@@ -43,6 +45,10 @@ class WikiText2(Task):
         train_bytes, evaluation_bytes: how much of the training and of each held-out file is used, from its beginning
             (0: all of it).
         data_source: ``"wheels"`` or ``"hub"``; None leaves it to ``RDO_DATA_SOURCE``.
+        lm_eval: tasks of lm-evaluation-harness by name, run on what is tested; each metric becomes a column of the row.
+            They need the extra ``lm-eval``.
+        lm_eval_limit: the first so many items of each of these tasks (0: all of them).
+        lm_eval_path: a folder with task files of one's own.
     """
 
     name: ClassVar[str] = "wikitext2"
@@ -56,6 +62,9 @@ class WikiText2(Task):
     train_bytes: int = 0
     evaluation_bytes: int = 65536
     data_source: str | None = None
+    lm_eval: tuple[str, ...] = later(())
+    lm_eval_limit: int = later(0)
+    lm_eval_path: str = later("")
 
     def prepare(self, architecture: Architecture) -> PreparedTokens:
         self.check_kind(architecture)
@@ -79,6 +88,7 @@ class PreparedTokens(PreparedTask):
             split: torch.tensor(architecture.encode_all(text.decode(errors="ignore"))) for split, text in cut.items()
         }
         self._begin = architecture.begin_id
+        self._architecture = architecture
         self.train_items = len(self._ids["train"])
 
     def train_batches(self, batch_size: int, steps: int, seed: int) -> Iterator[Batch]:
@@ -104,7 +114,30 @@ class PreparedTokens(PreparedTask):
         nats, correct = (torch.cat(part) for part in zip(*found, strict=True))
         by_window = torch.stack([window.mean() for window in nats.split(context)])
         bits_per_byte = nats.sum().item() / math.log(2) / self._bytes[split]
-        return Evaluation(bits_per_byte, nats.mean().item(), len(nats), correct, by_window)
+        more = self._lm_eval(model) if split == "test" and self.task.lm_eval else {}
+        return Evaluation(bits_per_byte, nats.mean().item(), len(nats), correct, by_window, more)
+
+    def _lm_eval(self, model: torch.nn.Module) -> dict[str, float]:
+        from rdo_harness.architectures.hugging_face import Pretrained
+        from rdo_harness.lm_evaluation import evaluate_tasks
+
+        task, architecture = self.task, self._architecture
+        if not isinstance(architecture, Pretrained):
+            raise ConfigError(f"lm_eval needs a pretrained model with a tokenizer, not {architecture.name!r}")
+        metrics = evaluate_tasks(
+            model,
+            architecture.tokenizer(),
+            task.lm_eval,
+            limit=task.lm_eval_limit or None,
+            include_path=Path(task.lm_eval_path) if task.lm_eval_path else None,
+        )
+        found = {}
+        for metric in metrics:
+            suffix = "" if metric.filter == "none" else f",{metric.filter}"
+            found[f"lm_eval/{metric.task}/{metric.metric}{suffix}"] = metric.value
+            if metric.stderr is not None:
+                found[f"lm_eval/{metric.task}/{metric.metric}_stderr{suffix}"] = metric.stderr
+        return found
 
     def _batch(self, inputs: torch.Tensor, labels: torch.Tensor) -> Batch:
         if self._begin is not None:
