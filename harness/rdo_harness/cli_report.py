@@ -109,7 +109,7 @@ def write_report(console: Console, rows: list[Row], out: Path, suite: Suite, par
     from rdo_harness.report import build
 
     trainings = _trainings(rows, out, suite)
-    built = build(rows, out, suite.name, paper=suite.paper, trainings=trainings, parquet=parquet)
+    built = build(rows, out, suite.name, paper=suite.paper, trainings=trainings, parquet=parquet, subject=suite.subject)
     built.print_summary(console)
 
 

@@ -13,7 +13,7 @@ from rdo.errors import ConfigError
 from rdo_harness import figures
 from rdo_harness.metrics import ITEM_COLUMNS
 from rdo_harness.paper_tables import paper_tables
-from rdo_harness.report_tables import CODERS, Table, operating_points, papers_presentation, summary
+from rdo_harness.report_tables import CODERS, Table, operating_points, papers_presentation, saved_by, summary
 from rdo_harness.results import Row
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def build(
     paper: str = "",
     trainings: Sequence[Row] = (),
     parquet: bool = False,
+    subject: str = "",
 ) -> Report:
     """Write OUT/tables/SUITE.{md,csv}, OUT/figures/SUITE*.{svg,png} and OUT/SUITE.html.
 
@@ -92,6 +93,7 @@ def build(
         paper: the table or figure of the paper that the suite repeats; its claims and numbers come first.
         trainings: rows of :mod:`rdo_harness.trainings`, for the figures that need more than points.
         parquet: write OUT/tables/SUITE.parquet too.
+        subject: label of the method that the suite is about; a table says what it saves against each of the others.
 
     Raises:
         ConfigError: ``parquet`` without pyarrow.
@@ -116,7 +118,10 @@ def build(
         for (task, architecture), group in frame.groupby(["task", "architecture"], sort=False):
             where = f"{architecture} on {task}"
             summaries.append(summary(group, labels, anchor, where))
-            tables += [summaries[-1], operating_points(group, where), papers_presentation(group, labels, where)]
+            tables.append(summaries[-1])
+            if (group["label"] == subject).any():
+                tables.append(saved_by(group, labels, subject, where))
+            tables += [operating_points(group, where), papers_presentation(group, labels, where)]
         tables = [*(paper_tables(rows, paper, trainings) if paper else []), *tables]
         notes = _notes(frame)
         for drawn in figures.draw(frame, labels, trainings, paper):

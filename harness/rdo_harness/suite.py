@@ -49,6 +49,8 @@ class Suite:
     paper: str = ""
     """The table or figure of the paper that it repeats, as in paper.toml."""
     scale: str = ""
+    subject: str = ""
+    """Label of the method that the suite is about; the report says what it saves against each of the others."""
     parts_of: str = ""
     """The suite whose points it shows in another way."""
 
@@ -103,6 +105,7 @@ class _Header:
     version: int = 1
     seeds: tuple[int, ...] = (0,)
     paper: str = ""
+    subject: str = ""
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,12 @@ def parse_suite(document: dict[str, Any], where: str, scale: str | None = None) 
     header = from_table(_Header, _with_scale(table, scale), f"{where}: [suite]")
     if not header.seeds:
         raise ConfigError(f"{where}: [suite]: give at least one seed")
+    labels = {method.label for part in parts for method in part.methods}
+    if header.subject and header.subject not in labels:
+        raise ConfigError(
+            f"{where}: [suite]: no method is labelled {header.subject!r}, as `subject` says; "
+            f"{_hint(header.subject, labels)}there are: {', '.join(sorted(labels))}"
+        )
     return Suite(parts=tuple(parts), scale=scale or "", **vars(header))
 
 

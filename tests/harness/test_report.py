@@ -120,6 +120,20 @@ def test_seeds_are_compared_one_by_one(tmp_path: Path) -> None:
     assert mine["seeds"] == "3"
 
 
+def test_what_the_subject_saves_is_told_against_each_of_the_others(tmp_path: Path) -> None:
+    # The subject is measured with two seeds more than a third method, which shares the first seed only.
+    rows = [*ROWS, *curve("half", 0.5), *curve("elsewhere", 1.0, seed=7)]
+    rows += [r for seed in (1, 2) for r in (*curve("anchor", 0.7, seed=seed), *curve("mine", 0.7, seed=seed))]
+    report.build(rows, tmp_path, "s", subject="mine")
+    table = (tmp_path / "tables" / "s.md").read_text().split("### What mine saves: minilm on trec")[1].split("###")[0]
+    cells = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if "|" in line]
+    lines = {row[1]: row[2:-1] for row in cells}
+    assert lines["anchor"] == ["3", "-10.0 +- 43.0 %", "100%"]  # -30, 0 and 0: t(0.975, 2) * 17.32 / sqrt(3)
+    assert lines["half"] == ["1", "+40.0 %", "100%"]
+    assert lines["elsewhere"] == ["0", "no seed in common", ""]
+    assert "mine" not in lines
+
+
 def test_architectures_are_kept_apart(tmp_path: Path) -> None:
     rows = [*ROWS, *curve("anchor", 1.0, architecture="llama"), *curve("mine", 0.5, architecture="llama")]
     built = report.build(rows, tmp_path, "s")

@@ -110,6 +110,10 @@ def test_points_of_a_suite(tiny_suite: Suite) -> None:
         (lambda d: d["methods"][1].update(sparsities=[1.5]), r"between 0 and 1"),
         (lambda d: d["methods"][2].update(label="normal + RTN"), r"two methods are labelled 'normal \+ RTN'"),
         (lambda d: d["suite"].update(seeds=[]), r"at least one seed"),
+        (
+            lambda d: d["suite"].update(subject="normal + RTM"),
+            r"no method .* as `subject` says; did you mean 'normal \+",
+        ),
     ],
 )
 def test_a_wrong_suite_says_where_and_what(document: dict[str, Any], change: Any, message: str) -> None:
