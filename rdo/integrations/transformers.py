@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rdo.errors import IntegrationError
+from rdo.errors import ConfigError, IntegrationError
 from rdo.integrations.folder import METHOD, WEIGHTS
 from rdo.integrations.stored import StoredTensor, stored_tensors
 
@@ -33,6 +33,9 @@ try:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 except ImportError as error:
     raise IntegrationError(f"transformers cannot load models that rdo compressed: {error}. {_ADVICE}") from error
+
+LAYERWISE = "_rdo_layerwise"
+"""Attribute of models that :mod:`rdo.integrations.layerwise` has loaded."""
 
 _HUB_OPTIONS = (
     "cache_dir",
@@ -158,6 +161,11 @@ def _save_plain(save: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(save)
     def extended(self: PreTrainedModel, *args: Any, **options: Any) -> Any:
+        if LAYERWISE in vars(self):
+            raise ConfigError(
+                "a model that is decoded layer by layer does not hold its weights: copy its folder, or write plain "
+                "weights with `rdo decompress`"
+            )
         ours = vars(self.config).get("quantization_config")
         if not isinstance(ours, RdoConfig):
             return save(self, *args, **options)
