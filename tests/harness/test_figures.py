@@ -190,3 +190,11 @@ def test_curves_of_several_seeds_are_one_line_with_a_band() -> None:
     mine = next(line for line in panel.get_lines() if line.get_label() == "mine")
     assert list(mine.get_xdata()) == pytest.approx([0.8 * rate for rate in (1, 2, 3, 4, 5)])
     assert len(panel.collections) == 2, "a band for each method"
+
+
+def test_methods_with_fewer_seeds_have_hollow_markers() -> None:
+    rows = [point for seed in range(3) for point in curve("anchor", 1.0, seed=seed)] + curve("mine", 0.7)
+    frame = pd.DataFrame(rows).assign(best_coder_bits_per_parameter=lambda f: f["rans_bits_per_parameter"])
+    lines = {line.get_label(): line for line in figures.rate_distortion(frame, ["anchor", "mine"]).axes[0].get_lines()}
+    assert lines["mine"].get_markerfacecolor() == "white"
+    assert lines["anchor"].get_markerfacecolor() != "white"

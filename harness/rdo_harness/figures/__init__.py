@@ -23,7 +23,8 @@ _MOST_LINES = 8
 _CAPTIONS = {
     "": "Rate and distortion: lines join the best points of each method; bands are 95 % intervals, over seeds where "
     "there are several, over test items where there is one. Methods share the test items: their differences are surer "
-    "than bands that overlap suggest.",
+    "than bands that overlap suggest. Hollow markers: fewer seeds than others have; as seeds differ, compare them seed "
+    "by seed, in the tables.",
     "laws": "Histograms of the weights of all matrices after normal training, and the laws fitted to them by their "
     "moments.",
     "weights": "Histograms of the weights of all matrices after each training.",

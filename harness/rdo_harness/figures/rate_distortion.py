@@ -24,7 +24,8 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
     """One row of two panels per task and architecture: cross entropy and the task's metric over bits per parameter.
 
     Lines join the Pareto front of each method, of means over seeds; points off the front are faint. Bands are 95 %
-    intervals, over seeds or, where there is one seed, over test items. The panels are cut where a model is of no more
+    intervals, over seeds or, where there is one seed, over test items. Markers are hollow where a method was measured
+    with fewer seeds than others. The panels are cut where a model is of no more
     use: at twice the least cross entropy, and at 1.25 times for text, of which most cannot be predicted. They say how
     many points that leaves out. The first label is the anchor.
     """
@@ -35,7 +36,8 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
                 label: over_seeds(group[group["label"] == label]) for label in labels if label in set(group["label"])
             }
             for label, part in points.items():
-                _draw(losses, metrics, part, labels.index(label), label)
+                fewer = group.loc[group["label"] == label, "seed"].nunique() < group["seed"].nunique()
+                _draw(losses, metrics, part, labels.index(label), label, hollow=fewer)
             anchor = group[group["label"] == labels[0]]
             times = 1.25 if group["metric_name"].iloc[0] in _OF_TEXT else 2.0
             most = times * group["cross_entropy"].min()
@@ -58,13 +60,13 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def _draw(losses: Axes, metrics: Axes, points: pd.DataFrame, index: int, label: str) -> None:
+def _draw(losses: Axes, metrics: Axes, points: pd.DataFrame, index: int, label: str, *, hollow: bool) -> None:
     front = pareto_front(list(zip(points[RATE], points["cross_entropy"], strict=True)))
     on_front = points[[point in front for point in zip(points[RATE], points["cross_entropy"], strict=True)]]
     on_front = on_front.sort_values(RATE)
     off_front = points.drop(on_front.index)
     for axes, column in ((losses, "cross_entropy"), (metrics, "metric")):
-        style = look(index)
+        style = look(index) | ({"markerfacecolor": "white"} if hollow else {})
         axes.plot(on_front[RATE], on_front[column], linewidth=2.0 if index == 0 else 1.4, label=label, **style)
         axes.plot(off_front[RATE], off_front[column], alpha=0.3, **(style | {"markersize": 4, "linestyle": "none"}))
         band = on_front[f"{column}_low"], on_front[f"{column}_high"]
