@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -43,7 +44,11 @@ def add_command(commands: Commands) -> None:
     )
     add_suite(run, "where results go")
     run.add_argument("--seeds", type=int, metavar="N", help="run seeds 0..N-1 instead of those in the suite")
-    run.add_argument("--methods", metavar="A,B", help="run only these methods of the suite, by name or label")
+    run.add_argument(
+        "--methods",
+        metavar="A,B",
+        help='run only these methods of the suite, by name or label; a label with a comma in "double quotes"',
+    )
     run.add_argument(
         "--model", metavar="PATH_OR_ID", help="one model in the place of all: a folder, or a name on the hub"
     )
@@ -74,7 +79,9 @@ def _run(arguments: argparse.Namespace) -> int:
     full = load_suite(arguments.suite, arguments.scale)
     if arguments.model is not None:
         full = full.with_model(arguments.model)
-    methods = None if arguments.methods is None else [name.strip() for name in arguments.methods.split(",")]
+    methods = None
+    if arguments.methods is not None:  # as a line of CSV, since labels may have commas
+        methods = [name.strip() for name in next(csv.reader([arguments.methods], skipinitialspace=True))]
     suite = full.restricted(methods, arguments.seeds)
     console = Console()
     console.print(f"[bold]{suite.name}[/bold]: {suite.description}")

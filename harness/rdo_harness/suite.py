@@ -85,7 +85,7 @@ class Suite:
                 if name.lower() not in known:
                     raise UnknownNameError(
                         f"suite {self.name!r} has no method {name!r}; {_hint(name.lower(), known)}"
-                        f"it has: {', '.join(sorted(known))}"
+                        f"it has: {'; '.join(sorted(known))}"
                     )
             wanted = {name.lower() for name in methods}
             chosen = [

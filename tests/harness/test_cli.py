@@ -94,6 +94,16 @@ def test_misuse_is_exit_code_2_and_one_line(
     assert caught.value.code == 2
 
 
+def test_methods_are_named_by_labels_with_commas_in_quotes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--dry-run", "--seeds", "1", "--out", str(tmp_path)]
+    assert cli.main(["run", "size-language-model", "--methods", '"QAT, one step", GPTQ', *options]) == 0
+    printed = capsys.readouterr().out
+    assert "QAT, one step" in printed
+    assert "QAT, steps by scale" not in printed
+    assert cli.main(["run", "size-language-model", "--methods", "QAT, one step", *options]) == 2
+    assert "no method 'one step'; did you mean 'qat, one step'" in capsys.readouterr().err
+
+
 def test_an_interrupt_says_what_is_kept(
     tiny_suite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
