@@ -89,11 +89,17 @@ def compressed_file(path: Path) -> Path:
     return path / COMPRESSED if path.is_dir() else path
 
 
-def write_model(source: Path, out: Path, name: str, write: Callable[[Path], object]) -> Path:
+def write_model(
+    source: Path,
+    out: Path,
+    name: str,
+    write: Callable[[Path], object],
+    configure: Callable[[str], str] = lambda text: text,
+) -> Path:
     """Let ``write`` create a file: ``out`` itself, or for a directory ``out/name`` beside copies of everything in
     ``source`` that holds no weights. A directory appears when it is complete.
 
-    A copied config.json says whether the weights are compressed, for transformers.
+    A copied config.json says whether the weights are compressed, for transformers; ``configure`` then may change it.
 
     Returns:
         The path of the file.
@@ -114,6 +120,7 @@ def write_model(source: Path, out: Path, name: str, write: Callable[[Path], obje
         config = staged / "config.json"
         if config.exists():
             _rewrite(config, mark_config if name == COMPRESSED else unmark_config)
+            _rewrite(config, configure)
         if out.exists():
             _replace_files(staged, out)
         else:
