@@ -13,7 +13,7 @@ from rdo.quantizers import RelativeQuantizer, UniformQuantizer
 from rdo_harness.cells import cells
 from rdo_harness.config import parse_step
 from rdo_harness.results import read_rows
-from rdo_harness.suite import SCALES, Suite, load_suite, parse_suite, suite_names
+from rdo_harness.suite import SCALES, Suite, load_suite, parse_suite, scales_of, suite_names
 from tests.harness.conftest import SUITE
 
 RESULTS = Path(__file__).parents[2] / "results" / "runs"
@@ -28,7 +28,7 @@ def test_every_built_in_suite_loads() -> None:
     assert {"quickstart", "classification", "language-model"} <= set(suite_names())
     for name in suite_names():
         suite = load_suite(name)
-        if name.startswith("paper-"):
+        if scales_of(name):
             assert suite.name == f"{name}-small"
             continue
         assert suite.name == name

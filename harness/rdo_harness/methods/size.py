@@ -12,6 +12,7 @@ import rdo
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 from rdo_harness.methods.base import Context, Method, OperatingPoint
+from rdo_harness.methods.pruning import prune_tensors
 from rdo_harness.rate_settings import RateSettings
 from rdo_harness.registries import METHODS
 
@@ -27,6 +28,8 @@ class SizeTraining(Method):
         allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
         compensated: whether the first rounding is compensated, as by GPTQ.
         start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
+        sparsities: shares of the weights of each tensor that are zeroed after the training, smallest first; each is a
+            point of its own, of a smaller file. 0 leaves the model as it is.
     """
 
     bits: tuple[float, ...] = ()
@@ -35,10 +38,13 @@ class SizeTraining(Method):
     allocation: str = "sensitivity"
     start: float | str = 0.0
     compensated: bool = False
+    sparsities: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
         if not self.bits or self.quantizers():
             raise ConfigError("give at least one size in `bits`, and no steps: they follow from the size")
+        if not self.sparsities or not all(0.0 <= sparsity < 1.0 for sparsity in self.sparsities):
+            raise ConfigError(f"sparsities must lie between 0 and 1, got {list(self.sparsities)}")
         if not self.label:
             object.__setattr__(self, "label", self.name)
 
@@ -55,14 +61,17 @@ class SizeTraining(Method):
                     compensated=self.compensated,
                 ),
                 quantizer=None,
+                sparsity=sparsity,
             )
             for bits in self.bits
+            for sparsity in self.sparsities
         ]
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
         assert point.rate is not None
         assert point.rate.bits is not None
         assert context.steps is not None, "a training to a size leaves its steps"
+        prune_tensors(model, point.sparsity, context.architecture)
         quantizer = AllocatedQuantizer(context.steps, point.rate.bits, "sensitivity")
         rdo.save_compressed(
             model, path, quantizer=quantizer, coder="rans", compressible=context.architecture.compressible

@@ -1,0 +1,45 @@
+"""Trainings to a size as methods of a suite."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from rdo.errors import ConfigError
+from rdo_harness import run as runner
+from rdo_harness.methods.size import BackSlashToSize
+from rdo_harness.suite import parse_suite
+from tests.harness.conftest import SUITE
+from tests.harness.test_run import Recorder
+
+METHODS = """
+[[methods]]
+name = "backslash-size"
+start = 0.5
+bits = [19.0]
+sparsities = [0.0, 0.6, 0.9]
+"""
+
+
+def test_a_model_trained_to_a_size_is_pruned_after_the_training(tiny: None, tmp_path: Path) -> None:
+    suite = parse_suite(tomllib.loads(SUITE[: SUITE.index("[[methods]]")] + METHODS), "tiny.toml")
+    recorder = Recorder()
+    rows = runner.run(suite, tmp_path, recorder)
+    assert [row.get("error") for row in rows] == [None] * 3
+    whole, pruned, more = rows
+    assert len(recorder.trainings) == 1, "one training for all shares"
+    assert whole["file_bits_per_parameter"] == pytest.approx(19.0, rel=0.02)
+    assert whole["sparsity"] < 0.55
+    assert pruned["sparsity"] == pytest.approx(0.6, abs=0.01)
+    assert more["sparsity"] == pytest.approx(0.9, abs=0.01)
+    assert whole["file_bytes"] > pruned["file_bytes"] > more["file_bytes"]
+    assert whole["cross_entropy"] < more["cross_entropy"]
+    assert [row["sparsity_target"] for row in (whole, pruned, more)] == [None, 0.6, 0.9]
+
+
+def test_shares_to_prune_are_checked() -> None:
+    for sparsities in ((), (1.0,), (-0.1,)):
+        with pytest.raises(ConfigError, match="between 0 and 1"):
+            BackSlashToSize(bits=(1.0,), sparsities=sparsities)
