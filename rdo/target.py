@@ -42,6 +42,8 @@ _COUNTED = 4
 """Optimizer steps between two counts of the symbols, by which the scale is moved."""
 _GAIN, _STRIDE = 1.0, 0.2
 """Octaves that the scale moves then for a bit of error, and at most."""
+_FIRST_BITS = 4.0
+"""Entropy of the first trial file, at most."""
 _EVERY = 10
 """Optimizer steps between two measurements of the gradients' length."""
 
@@ -237,7 +239,8 @@ class SizeTarget:
         """Learn from a file what entropy the weights must have for the size: coders and headers have their cost."""
         grid = self._ready()
         rounds = 2 if first else 1
-        self.goal_bits = self.goal_bits or self.bits_per_parameter
+        # Of a small model's file much is header: more bits than the weights have could not be fitted.
+        self.goal_bits = self.goal_bits or min(self.bits_per_parameter, _FIRST_BITS)
         for _ in range(rounds):
             if first:
                 grid.fit(self.goal_bits)
