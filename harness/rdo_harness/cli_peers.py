@@ -14,8 +14,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser(
         "peers",
         help="install, list and check the libraries that suites compare with",
-        description="Libraries such as llmcompressor (GPTQ, SparseGPT, Wanda) want versions of their own, so each has "
-        "an environment of its own in the data cache (RDO_CACHE/peers).",
+        description="Libraries such as llmcompressor (GPTQ, AWQ, SparseGPT, Wanda) want versions of their own, so each "
+        "has an environment of its own in the data cache (RDO_CACHE/peers).",
         epilog="examples:\n  rdo peers list\n  rdo peers install gptq hqq\n  rdo peers check gptq\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "harness/rdo_harness/peers/workers"))
 from peer_job import Answer, Job, main
 
@@ -22,6 +24,9 @@ def work(job: Job) -> Answer:
     batches = job.calibration()
     assert all(batch.keys() <= {"input_ids", "attention_mask"} for batch in batches), "labels were handed over"
     answer.facts = {"batches": len(batches)}
+    if act in ("rescale", "rescale what is not there"):
+        norm = "transformer.h.0.ln_1.weight" if act == "rescale" else "no.such.weight"
+        answer.tensors[norm] = torch.full((64,), 0.25)
     for name, weight in job.weights().items():
         size = job.options.get("group_size") or weight.shape[1]
         groups = weight.reshape(weight.shape[0], -1, size)

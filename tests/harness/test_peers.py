@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from rdo.checkpoint import load_quantized
+from rdo.errors import ConfigError
 from rdo_harness.methods.base import Context
 from rdo_harness.methods.hqq import HQQ
+from rdo_harness.methods.quanto import Quanto
 from rdo_harness.methods.wanda import Wanda
 from rdo_harness.peers import catalogue
 from rdo_harness.peers.catalogue import Peer
@@ -90,6 +92,29 @@ def test_a_peer_that_quantises(act: Path, tmp_path: Path) -> None:
         else:
             assert torch.equal(new, old)
     assert torch.equal(weights["lm_head.weight"], weights["transformer.wte.weight"])
+
+
+def test_other_parameters_that_change_with_the_matrices_are_in_the_file(act: Path, tmp_path: Path) -> None:
+    act.write_text("rescale")
+    context, model = context_and_model(tmp_path)
+    norms = {n: p.detach().clone() for n, p in model.named_parameters() if p.ndim == 1}
+    row = HQQ(bits=(3,)).apply(model, HQQ(bits=(3,)).points()[0], context, tmp_path / "model.rdo")
+    assert row["batches"] == 8  # what a worker says of itself is in the row
+    weights = decoded(*load_quantized(tmp_path / "model.rdo"))
+    changed = [name for name, norm in norms.items() if not torch.equal(weights[name], norm)]
+    assert changed == ["transformer.h.0.ln_1.weight"]
+    assert weights[changed[0]].tolist() == [0.25] * 64
+    act.write_text("rescale what is not there")
+    context, model = context_and_model(tmp_path, "llama-small")
+    with pytest.raises(PeerError, match=r"gave back no\.such\.weight, and the model has no such parameter"):
+        HQQ(bits=(3,)).apply(model, HQQ(bits=(3,)).points()[0], context, tmp_path / "model.rdo")
+
+
+def test_quanto_has_8_bits_in_rows_and_fewer_in_groups() -> None:
+    options = [point.options for point in Quanto(group_sizes=(64, 32), bits=(8, 2)).points()]
+    assert [(chosen["bits"], chosen["group_size"]) for chosen in options] == [(8, 0), (2, 64), (2, 32)]
+    with pytest.raises(ConfigError, match=r"quanto has integers of 8, 4 or 2 bits, got `bits` \[3\]"):
+        Quanto(bits=(3,))
 
 
 def test_the_same_question_is_asked_once(act: Path, tmp_path: Path) -> None:

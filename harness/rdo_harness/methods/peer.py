@@ -69,6 +69,7 @@ class PeerMethod(Method):
             "peer_seconds": answer.seconds,
             "native_coverage": changed / eligible,
             "native_bytes": answer.native_bytes + 2 * others,  # the others in 16 bits
+            **answer.facts,
         }
 
     def write(
@@ -87,6 +88,8 @@ class PeerMethod(Method):
         with torch.no_grad():
             for name, matrix in matrices.items():
                 matrix.parameter.copy_(expressions[name].weight())
+            for name, tensor in answer.beside(matrices).items():
+                model.get_parameter(name).copy_(tensor)
         completion = complete(model, set(matrices), self.quantizers(), context)
         save_expressed(model, expressions, completion.steps, path)
         return {"levels": levels, **completion.facts()}

@@ -67,9 +67,11 @@ _AFTER_PRUNING = {"bits": (4,), "pruner": "sparsegpt", "sparsities": (0.5,)}
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
+        Peer("awq", "llmcompressor", "with_llmcompressor.py", True, True, _INTEGERS),
         Peer("gptq", "llmcompressor", "with_llmcompressor.py", True, True, (*_INTEGERS, _AFTER_PRUNING)),
         Peer("hqq", "hqq", "with_hqq.py", checks=_INTEGERS),
         Peer("nncodec", "nncodec", "with_nncodec.py", checks=_STEPS),
+        Peer("quanto", "optimum-quanto", "with_quanto.py", checks=({"bits": (8,)}, *_INTEGERS)),
         Peer("sparsegpt", "llmcompressor", "with_llmcompressor.py", True, True, _PRUNING),
         Peer("torchao", "torchao", "with_torchao.py", checks=_INTEGERS),
         Peer("wanda", "llmcompressor", "with_llmcompressor.py", True, True, _PRUNING),

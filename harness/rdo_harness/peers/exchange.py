@@ -101,18 +101,19 @@ def ask(
                 (folder / part).unlink()
             _publish(folder, kept)
         answer = read_answer(kept)
-    check_answer(peer, before, answer)
+    check_answer(peer, before, dict(model.named_parameters()), answer)
     return answer
 
 
-def check_answer(peer: Peer, before: Mapping[str, Tensor], answer: Answer) -> None:
+def check_answer(peer: Peer, before: Mapping[str, Tensor], parameters: Mapping[str, Tensor], answer: Answer) -> None:
     """Raise :class:`PeerError` unless all tensors are there and finite, with 95 % of the weights in changed ones."""
     changed = total = 0
+    for name in answer.beside(before):
+        if name not in parameters:
+            raise PeerError(f"{peer.name} gave back {name}, and the model has no such parameter")
+        _check_tensor(peer, name, parameters[name], answer)
     for name, weight in before.items():
-        after = answer.tensors.get(name)
-        if after is None or after.shape != weight.shape or not bool(after.isfinite().all()):
-            found = "nothing" if after is None else f"size {list(after.shape)}, or numbers that are not finite"
-            raise PeerError(f"{peer.name} gave back {found} for {name} of size {list(weight.shape)}")
+        after = _check_tensor(peer, name, weight, answer)
         total += weight.numel()
         changed += 0 if torch.equal(after, weight) else weight.numel()
     if changed < LEAST_COVERAGE * total:
@@ -120,6 +121,14 @@ def check_answer(peer: Peer, before: Mapping[str, Tensor], answer: Answer) -> No
             f"{peer.name} changed {changed} of the {total} weights that it supports: it cannot be said "
             "to have compressed them"
         )
+
+
+def _check_tensor(peer: Peer, name: str, before: Tensor, answer: Answer) -> Tensor:
+    after = answer.tensors.get(name)
+    if after is None or after.shape != before.shape or not bool(after.isfinite().all()):
+        found = "nothing" if after is None else f"size {list(after.shape)}, or numbers that are not finite"
+        raise PeerError(f"{peer.name} gave back {found} for {name} of size {list(before.shape)}")
+    return after
 
 
 def _save_model(peer: Peer, model: nn.Module, folder: Path) -> None:

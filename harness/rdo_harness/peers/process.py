@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ class Answer:
     """What a worker gave back; see ``workers/peer_job.py``.
 
     Attributes:
-        tensors: changed weights by name, with scales and zero points.
+        tensors: changed weights by name, with scales and zero points, and other parameters that changed with them.
         native_bytes: size of the changed weights in the peer's own format.
         seconds: of the work, without start and hand-over.
         versions: of the packages that did it.
-        facts: what else the worker said.
+        facts: what else the worker said, columns of the row.
     """
 
     tensors: dict[str, Tensor]
@@ -38,6 +38,11 @@ class Answer:
     seconds: float
     versions: dict[str, str]
     facts: dict[str, Any]
+
+    def beside(self, matrices: Collection[str]) -> dict[str, Tensor]:
+        """The parameters that changed with these matrices, such as norms and biases."""
+        own = {f"{name}{part}" for name in matrices for part in ("", ".scale", ".zero_point")}
+        return {name: tensor for name, tensor in self.tensors.items() if name not in own}
 
 
 def worker_path(worker: str) -> Path:

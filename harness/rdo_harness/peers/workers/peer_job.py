@@ -4,7 +4,8 @@ The folder holds job.json (``options``, ``seed``, and ``matrices``: the names of
 weights.safetensors (those matrices, [out, in] float32), calibration.safetensors (``0.input_ids``, ...: batches) and
 model/ (config.json and model.safetensors, for libraries that want a whole model). The answer is answer.json and
 answer.safetensors: ``NAME`` the changed weights as the library itself dequantises them, [out, in] float32, and where it
-has them ``NAME.scale`` and ``NAME.zero_point``, [out, groups].
+has them ``NAME.scale`` and ``NAME.zero_point``, [out, groups]; and other parameters of the model that changed with
+them, by their names.
 """
 
 from __future__ import annotations

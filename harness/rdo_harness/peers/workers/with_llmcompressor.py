@@ -1,6 +1,8 @@
-"""GPTQ, SparseGPT, Wanda of llmcompressor. Options: ``bits`` and ``group_size``, ``pruner`` and ``sparsity``, or both.
+"""GPTQ, AWQ, SparseGPT, Wanda of llmcompressor.
 
-A group size of 0 makes groups of whole rows. In the sequential pipeline later layers see the changed earlier ones.
+Options: ``bits`` and ``group_size``, ``pruner`` and ``sparsity``, or both; ``activation_aware`` asks for AWQ
+instead of GPTQ. A group size of 0 makes groups of whole rows. In the sequential pipeline later layers see the
+changed earlier ones.
 """
 
 from __future__ import annotations
@@ -12,23 +14,38 @@ from typing import Any
 import torch
 from peer_job import Answer, Job, main
 
+_RESCALED = {
+    "bert": [("re:.*attention.self.value$", ["re:.*attention.output.dense$"])],
+    "gpt2": [("re:.*ln_1$", ["re:.*attn.c_attn$"]), ("re:.*ln_2$", ["re:.*mlp.c_fc$"])],
+}
+"""Where AWQ's scales go in models that the library knows nothing of: a layer, and those that read nothing but it.
+
+BERT's norms feed the residual stream as well, and in both an activation stands between the two layers of the MLP.
+"""
+_MOST_ERROR = 1e-3
+
 
 def work(job: Job) -> Answer:
     """Prune, quantise, or one after the other."""
     import tokenizers
     import transformers
     from llmcompressor import oneshot
+    from llmcompressor.pipelines.cache import IntermediatesCache
 
+    if not torch.accelerator.is_available():  # AWQ pins memory for copies to an accelerator, and fails without one
+        IntermediatesCache.pin_memory = lambda *_: None
     model = job.model()
     modules = [name.removesuffix(".weight") for name in job.matrices]
     # oneshot insists on something that processes text, though it is given token ids
     processor = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()))
     zeros: dict[str, torch.Tensor] = {}
-    for modifier in _modifiers(job.options, modules):
+    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    plain = _outputs(model, job)
+    for recipe in _recipes(model, job.options, modules):
         oneshot(
             model=model,
             processor=processor,
-            recipe=[modifier],
+            recipe=recipe,
             dataset=torch.utils.data.DataLoader(job.calibration(), batch_size=None),
             pipeline="sequential",
             sequential_targets=_layers(model),
@@ -40,6 +57,12 @@ def work(job: Job) -> Answer:
             elif job.options.get("pruner"):
                 zeros[name] = weight.detach() == 0
     answer = Answer(packages=("llmcompressor", "compressed-tensors", "transformers"))
+    if job.options.get("activation_aware"):
+        changed = [name for name in kept if not torch.equal(kept[name], model.get_parameter(name))]
+        answer.tensors = {name: model.get_parameter(name) for name in changed if name not in job.matrices}
+        answer.facts = {"rescaled_matrices": sum(name in job.matrices for name in changed)}
+        _check_same_function(model, job, plain, answer.facts["rescaled_matrices"])
+        _round(model, modules)
     for name in modules:
         module = model.get_submodule(name)
         answer.tensors[f"{name}.weight"] = module.weight.detach().float()
@@ -50,20 +73,58 @@ def work(job: Job) -> Answer:
     return answer
 
 
-def _modifiers(options: dict[str, Any], modules: list[str]) -> list[Any]:
+def _recipes(model: Any, options: dict[str, Any], modules: list[str]) -> list[list[Any]]:
+    """What to apply, one after the other."""
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
 
-    modifiers = []
+    recipes: list[list[Any]] = []
     if options.get("pruner"):
         kind = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[options["pruner"]]
-        modifiers.append(kind(sparsity=options["sparsity"], targets=modules))
+        recipes.append([kind(sparsity=options["sparsity"], targets=modules)])
     if options.get("bits"):
-        size = options["group_size"]
-        scheme = {"num_bits": options["bits"], "type": "int", "symmetric": True}
+        size, aware = options["group_size"], options.get("activation_aware", False)
+        scheme = {"num_bits": options["bits"], "type": "int", "symmetric": not aware}
         scheme |= {"strategy": "group", "group_size": size} if size else {"strategy": "channel"}
-        modifiers.append(GPTQModifier(config_groups={"all": {"targets": modules, "weights": scheme}}))
-    return modifiers
+        groups = {"all": {"targets": modules, "weights": scheme}}
+        if aware:
+            found = _RESCALED.get(model.config.model_type)
+            mappings = None if found is None else [AWQMapping(*mapping) for mapping in found]
+            recipes.append([AWQModifier(mappings=mappings), QuantizationModifier(config_groups=groups)])
+        else:
+            recipes.append([GPTQModifier(config_groups=groups)])
+    return recipes
+
+
+@torch.no_grad()
+def _outputs(model: Any, job: Job) -> torch.Tensor:
+    """Of the first batch."""
+    return model(**job.calibration()[0]).logits
+
+
+def _check_same_function(model: Any, job: Job, plain: torch.Tensor, rescaled: int) -> None:
+    """AWQ rescaled something, and before rounding the model computes what it did."""
+    from compressed_tensors.quantization import disable_quantization, enable_quantization
+
+    if not rescaled:
+        raise ValueError(f"AWQ rescaled nothing in a {type(model).__name__}: this would be rounding to nearest")
+    model.apply(disable_quantization)
+    error = float((_outputs(model, job) - plain).abs().max() / plain.abs().max())
+    model.apply(enable_quantization)
+    if not error < _MOST_ERROR:
+        raise ValueError(f"AWQ changed what the model computes: its outputs differ by {error:.2g} of the largest")
+
+
+@torch.no_grad()
+def _round(model: Any, modules: list[str]) -> None:
+    """Replace weights by what the library computes with in their place; AWQ leaves that to its forward pass."""
+    from compressed_tensors.quantization import forward_quantize
+
+    for module in map(model.get_submodule, modules):
+        weights = module.quantization_scheme.weights
+        module.weight.copy_(forward_quantize(module, module.weight, "weight", weights))
 
 
 def _layers(model: Any) -> list[str]:
