@@ -48,7 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
     import rdo
-    from rdo_harness import cli_coders, cli_doctor, cli_evaluate, cli_export, cli_files, cli_peers, cli_report, cli_run
+    from rdo_harness import (
+        cli_coders,
+        cli_doctor,
+        cli_evaluate,
+        cli_export,
+        cli_files,
+        cli_peers,
+        cli_push,
+        cli_report,
+        cli_run,
+    )
 
     parser = argparse.ArgumentParser(
         prog="rdo",
@@ -64,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_doctor.add_command(commands)
     cli_files.add_commands(commands)
     cli_export.add_command(commands)
+    cli_push.add_command(commands)
     cli_evaluate.add_command(commands)
     cli_coders.add_commands(commands)
     cli_peers.add_commands(commands)

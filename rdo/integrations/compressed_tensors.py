@@ -135,7 +135,8 @@ def _linear_layers(source: Path, compressed: CompressedFile) -> set[str]:
     if strange is not None:
         raise ConfigError(
             f"{compressed.path}: transformers has no parameter {strange!r} in a {type(model).__name__}, as with "
-            "experts, which it joins; such models cannot be exported to this format. `rdo decompress` writes plain weights"
+            "experts, which it joins; such models cannot be exported to this format. `rdo decompress` writes plain "
+            "weights"
         )
     head = model.get_output_embeddings()
     return {
