@@ -19,7 +19,9 @@ from torch import Tensor
 import rdo_kernels
 from rdo.coders import CODERS, EntropyCoder, Histogram, coder_from_config
 from rdo.entropy import ENTROPY_MODELS, EntropyModel, entropy_model_from_config
+from rdo.errors import ConfigError
 from rdo_harness.methods.base import Method
+from rdo_harness.methods.lossless import Lossless
 from rdo_harness.methods.peer import PeerMethod
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -205,6 +207,12 @@ def check_coder(coder: EntropyCoder, symbols: np.ndarray[Any, np.dtype[np.int32]
 def check_method(method_type: type[Method]) -> None:
     """Every option but lambdas, sizes and steps has a default, the label is the name, and points are distinct."""
     names = {field.name for field in fields(method_type)}
+    if issubclass(method_type, Lossless):
+        (point,) = method_type().points()
+        assert "bfloat16" in point.describe()
+        with pytest.raises(ConfigError, match="lossless methods keep the weights, as bfloat16"):
+            method_type(steps=("2^-6",))
+        return
     peer = issubclass(method_type, PeerMethod)
     sized = "bits" in names and not peer
     required: dict[str, Any] = {"bits": (1.5, 3.0)} if sized else {"lams": (0.1, 1.0)} if "lams" in names else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -14,14 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rdo.checkpoint import inspect_compressed, load_quantized
 from rdo.files import atomic_write
 from rdo_harness import training
 from rdo_harness.architectures.base import Architecture
-from rdo_harness.measure import coded_sizes
 from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.metrics import pack_items
-from rdo_harness.peers import expression
 from rdo_harness.resources import provenance
 from rdo_harness.results import Row
 from rdo_harness.suite import Part, Suite
@@ -123,18 +120,16 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
         started = time.perf_counter()
         facts = cell.method.apply(model, cell.point, context, path)
         compressed = time.perf_counter()
-        quantized, raw = load_quantized(path)
-        _fill(model, expression.decoded(quantized, raw))
+        found = cell.method.read(path)
+        _fill(model, found.weights)
         decoded = time.perf_counter()
-        info = inspect_compressed(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     test = prepared.evaluate(model, "test")
     evaluated = time.perf_counter()
     validation = prepared.evaluate(model, "validation")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    distinct = {id(tensor): tensor.symbols.numpy() for tensor in quantized.values()}  # tied weights count once
-    side_bytes = expression.side_bytes(raw)
+    sizes = found.sizes()
     return {
         **identity(cell),
         "training_seconds": source.seconds,
@@ -157,16 +152,9 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
         "uncompressed_validation_cross_entropy": source.validation_cross_entropy,
         "shape": source.shape,
         "parameters": parameters,
-        "coded_parameters": info.coded_parameters,
-        "file_bytes": info.file_bytes,
-        "raw_bytes": info.raw_bytes - side_bytes,
-        "table_bytes": info.table_bytes + info.index_bytes,
-        "payload_bytes": info.payload_bytes,
-        "scale_bytes": info.scale_bytes + side_bytes,
-        "header_bytes": info.header_bytes,
-        "file_bits_per_parameter": 8 * info.file_bytes / parameters,
+        **sizes,
+        "file_bits_per_parameter": 8 * sizes["file_bytes"] / parameters,
         "uncompressed_bytes": 2 * parameters,
-        **coded_sizes(list(distinct.values()), info, side_bytes),
         **facts,
         **provenance(),
     }
@@ -214,8 +202,8 @@ def _prepared(task: Task, architecture: Architecture) -> PreparedTask:
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def _fill(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Load decoded weights over poisoned ones, so that a weight that was not in the file cannot pass unnoticed."""
     for parameter in model.parameters():
         parameter.fill_(float("nan"))
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(weights, strict=True)

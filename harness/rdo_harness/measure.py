@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from rdo.checkpoint import CheckpointInfo
 
 _EXP_GOLOMB_ORDERS = range(11)
+CODED_SIZES = (
+    "entropy_bits_per_parameter",
+    "fixed_length_bits_per_parameter",
+    "exp_golomb_k0_bits_per_parameter",
+    "exp_golomb_bits_per_parameter",
+    "exp_golomb_best_k",
+    "huffman_bits_per_parameter",
+    "rans_bits_per_parameter",
+    "sparsity",
+)
+"""The columns that :func:`coded_sizes` gives."""
 
 
 def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo, side_bytes: int = 0) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rdo.errors import ConfigError
 from rdo_harness import figures
 from rdo_harness.metrics import ITEM_COLUMNS
 from rdo_harness.paper_tables import paper_tables
-from rdo_harness.report_tables import CODERS, Table, operating_points, papers_presentation, saved_by, summary
+from rdo_harness.report_tables import Table, best_coder, operating_points, papers_presentation, saved_by, summary
 from rdo_harness.results import Row
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def build(
     notes: list[str] = []
     (out / "tables").mkdir(parents=True, exist_ok=True)
     if len(frame):
-        frame["best_coder_bits_per_parameter"] = frame[list(CODERS.values())].min(axis=1)
+        frame["best_coder_bits_per_parameter"] = best_coder(frame)
         labels = list(dict.fromkeys(frame["label"]))
         anchors = frame.loc[frame["method"] == "rtn", "label"]
         anchor = anchor or (anchors.iloc[0] if len(anchors) else labels[0])

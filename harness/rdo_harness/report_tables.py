@@ -47,6 +47,11 @@ class Table:
         return f"### {self.title}\n\n{self.note}\n\n" + "\n".join([text[0], rule, *text[1:]]) + "\n"
 
 
+def best_coder(frame: pd.DataFrame) -> pd.Series[float]:
+    """Bits per coded parameter under the coder that needs the fewest; lossless methods have only their own."""
+    return frame[list(CODERS.values())].min(axis=1).fillna(frame["file_bits_per_parameter"])
+
+
 def compare(group: pd.DataFrame, label: str, anchor: str, rate: str) -> tuple[Interval | None, list[BDRate]]:
     """BD-rate of a label against the anchor, seed by seed: the interval over the seeds that have one, and each."""
     results = []
@@ -200,6 +205,7 @@ def papers_presentation(group: pd.DataFrame, labels: Sequence[str], where: str) 
         "size left, EG0",
     ]
     columns = ["fixed length", "EG0", "EG best k", "Huffman", "rANS"]
+    group = group[group[CODERS["fixed length"]].notna()]  # lossless methods have no symbols
     absolute = group[group["step"].notna()] if group["step"].notna().any() else group
     rows = []
     for label in labels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -43,9 +43,7 @@ class ZipNN(Peer):
         return f"{'dequantised' if self.dequantised else 'original'} weights as {self.dtype}"
 
     def trip(self, matrices: Sequence[Matrix], packing: str, threads: int) -> Trip:
-        import zipnn
-
-        compressor = zipnn.ZipNN(input_format="byte", bytearray_dtype=self.dtype, threads=threads)
+        compressor = self.compressor(threads)
         encoding, decoding = Clock(), Clock()
         nbytes = 0
         for number, matrix in enumerate(matrices):
@@ -59,6 +57,12 @@ class ZipNN(Peer):
                 raise RoundTripError(f"{self.label}: decoded bytes of tensor {number} differ from those encoded")
             nbytes += len(stream) + LENGTH_BYTES
         return Trip(nbytes, f"{packing}: {self.footing}", encoding, decoding)
+
+    def compressor(self, threads: int) -> Any:
+        """The library's own object, whose ``compress`` changes its input."""
+        import zipnn
+
+        return zipnn.ZipNN(input_format="byte", bytearray_dtype=self.dtype, threads=threads)
 
     def _bytes(self, matrix: Matrix) -> bytes:
         weights = torch.from_numpy(matrix.symbols).float() * matrix.step if self.dequantised else matrix.weights

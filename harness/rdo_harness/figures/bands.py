@@ -28,6 +28,7 @@ SETTING = (
     "qp",
     "dependent",
     "pruner",
+    "level",
 )
 """Columns that tell the operating points of one label apart."""
 
@@ -45,6 +46,11 @@ def over_seeds(points: pd.DataFrame) -> pd.DataFrame:
             row[f"{column}_low"], row[f"{column}_high"] = _interval(same, column)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def lossless(points: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are of lossless methods: they have the data type that the weights were kept in."""
+    return points["dtype"].notna() if "dtype" in points else pd.Series(False, index=points.index)
 
 
 def _interval(same: pd.DataFrame, column: str) -> tuple[float, float]:

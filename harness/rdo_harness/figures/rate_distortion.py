@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from rdo_harness.figures.bands import over_seeds
+from rdo_harness.figures.bands import lossless, over_seeds
 from rdo_harness.figures.style import REFERENCE, fit_to, look, panels
 from rdo_harness.metrics import metric_title, pareto_front
 
@@ -27,18 +27,19 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
     intervals, over seeds or, where there is one seed, over test items. Markers are hollow where a method was measured
     with fewer seeds than others. The panels are cut where a model is of no more
     use: at twice the least cross entropy, and at 1.25 times for text, of which most cannot be predicted. They say how
-    many points that leaves out. The first label is the anchor.
+    many points that leaves out. The first label is the anchor. Lossless methods, at five times the bits
+    of the others and at the quality of the uncompressed model, are named in the legend beside its line instead.
     """
     groups = list(frame.groupby(["task", "architecture"], sort=False))
     with panels(len(groups), 2) as (figure, grid):
-        for (losses, metrics), ((task, architecture), group) in zip(grid, groups, strict=True):
+        for (losses, metrics), ((task, architecture), whole) in zip(grid, groups, strict=True):
+            group, anchor = whole[~lossless(whole)], whole[whole["label"] == labels[0]]
             points = {
                 label: over_seeds(group[group["label"] == label]) for label in labels if label in set(group["label"])
             }
             for label, part in points.items():
                 fewer = group.loc[group["label"] == label, "seed"].nunique() < group["seed"].nunique()
                 _draw(losses, metrics, part, labels.index(label), label, hollow=fewer)
-            anchor = group[group["label"] == labels[0]]
             times = 1.25 if group["metric_name"].iloc[0] in _OF_TEXT else 2.0
             most = times * group["cross_entropy"].min()
             shown = group[group["cross_entropy"] <= most]
@@ -46,7 +47,7 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
             for panel, column in ((losses, "cross_entropy"), (metrics, "metric")):
                 reference = float(anchor[f"uncompressed_{column}"].mean())
                 if math.isfinite(reference):
-                    panel.axhline(reference, label="uncompressed, normal training", **REFERENCE)
+                    panel.axhline(reference, label=f"uncompressed, normal training{_floors(whole)}", **REFERENCE)
                 ends = [float(part[f"{column}{end}"].iloc[0]) for part in singles for end in ("_low", "_high")]
                 fit_to(panel, [value for value in (*shown[column], reference, *ends) if math.isfinite(value)])
                 _say_what_is_hidden(panel, len(group) - len(shown), times)
@@ -74,6 +75,12 @@ def _draw(losses: Axes, metrics: Axes, points: pd.DataFrame, index: int, label: 
             axes.fill_between(on_front[RATE], *band, color=style["color"], alpha=0.12, linewidth=0)
         else:
             axes.vlines(on_front[RATE], *band, color=style["color"], alpha=0.4, linewidth=1.4)
+
+
+def _floors(group: pd.DataFrame) -> str:
+    """Bits per parameter of the lossless methods."""
+    bits = group[lossless(group)].groupby("label", sort=False)[RATE].mean()
+    return f" ({', '.join(f'{label}: {value:.1f} bits' for label, value in bits.items())})" if len(bits) else ""
 
 
 def _say_what_is_hidden(panel: Axes, hidden: int, times: float) -> None:

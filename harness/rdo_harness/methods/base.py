@@ -15,6 +15,7 @@ from rdo.errors import ConfigError
 from rdo.quantizers import Quantizer, RelativeQuantizer, UniformQuantizer
 from rdo_harness.architectures.base import Architecture
 from rdo_harness.config import parse_step
+from rdo_harness.decoding import Decoded, DecodedCheckpoint
 from rdo_harness.rate_settings import RateSettings
 
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ class Method(ABC):
         compressible = context.architecture.compressible
         rdo.save_compressed(model, path, quantizer=point.quantizer, coder="rans", compressible=compressible)
         return {}
+
+    def read(self, path: Path) -> Decoded:
+        """Read back what :meth:`apply` wrote, whole: the weights that are evaluated."""
+        return DecodedCheckpoint(path)
 
     def quantizers(self) -> list[Quantizer]:
         """One quantizer per step asked for."""
