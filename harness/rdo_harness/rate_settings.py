@@ -14,12 +14,15 @@ from rdo.entropy import entropy_model_from_config
 from rdo_harness.architectures.base import Architecture
 from rdo_harness.config import later
 
+WEIGHT_DECAY = "weight decay"
+
 
 @dataclass(frozen=True)
 class RateSettings:
     """How the rate enters a training; all of :class:`rdo.constraint.RateConstraint`'s settings, JSON-able.
 
     Args:
+        units: of lambda; :data:`WEIGHT_DECAY` if it is AdamW's, of the compressible weights, and there is no rate.
         on: share of the steps with the rate term on; plain training after that.
         bits: instead of lambda a size, in bits per parameter of the file; the next three are of
             :class:`rdo.target.SizeTarget`.
@@ -45,10 +48,26 @@ class RateSettings:
         return f"lambda {self.lam:g}" if self.bits is None else f"{self.bits:g} bits"
 
 
+def parameter_groups(
+    model: nn.Module, architecture: Architecture, weight_decay: float, rate: RateSettings | None
+) -> list[dict[str, Any]]:
+    """What AdamW trains, all with this weight decay, or the compressible weights with that of the settings."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if rate is None or rate.units != WEIGHT_DECAY:
+        return [{"params": list(trained.values()), "weight_decay": weight_decay}]
+    decayed = {name for name, parameter in trained.items() if architecture.compressible(name, parameter)}
+    return [
+        {"params": [trained[name] for name in trained if name in decayed], "weight_decay": rate.lam},
+        {"params": [trained[name] for name in trained if name not in decayed], "weight_decay": weight_decay},
+    ]
+
+
 def attach(
     optimizer: torch.optim.Optimizer, model: nn.Module, architecture: Architecture, steps: int, rate: RateSettings
-) -> rdo.Attachment:
-    """Attach what the settings say to an optimizer: a rate term, or a size."""
+) -> rdo.Attachment | None:
+    """Attach what the settings say to an optimizer: a rate term, or a size; nothing if they ask for weight decay."""
+    if rate.units == WEIGHT_DECAY:
+        return None
     if rate.bits is not None:
         return rdo.attach(
             optimizer,

@@ -18,7 +18,7 @@ from rdo.attach import TargetAttachment
 from rdo_harness.architectures.base import Architecture
 from rdo_harness.config import later, settings
 from rdo_harness.observation import WeightObserver
-from rdo_harness.rate_settings import RateSettings, attach
+from rdo_harness.rate_settings import RateSettings, attach, parameter_groups
 from rdo_harness.resources import peak_memory_bytes, reset_peak_memory
 from rdo_harness.tasks.base import PreparedTask, Task
 from rdo_harness.training_state import resume, save_state, snapshot
@@ -175,10 +175,8 @@ def _train(
         load_trained(model, trained(prepared, architecture, base, None, seed, checkpoint.parent, lambda *_: None))
         data_seed = seed + _AFTER_BASE  # other batches than those of the base
     model.train()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=budget.learning_rate, eps=budget.eps, weight_decay=budget.weight_decay, fused=True
-    )
+    groups = parameter_groups(model, architecture, budget.weight_decay, rate)
+    optimizer = torch.optim.AdamW(groups, lr=budget.learning_rate, eps=budget.eps, fused=True)
     warmup = max(1, round(budget.warmup * budget.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (budget.steps - step) / max(budget.steps - warmup, 1))
