@@ -69,9 +69,9 @@ def test_the_page_says_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixt
         append_row(rows_path(out, load_suite("paper-table6")), row)
     assert cli.main(["report", "paper", "--out", str(out), "--page", str(page)]) == 0
     printed = capsys.readouterr().out
-    assert "paper-table6-small: 3 of 5 points" in printed
+    assert "paper-table6-small: 3 of 6 points" in printed
     text = page.read_text()
-    assert "paper-table6-small (3 of 5)" in text
+    assert "paper-table6-small (3 of 6)" in text
     assert "rdo run paper-table6 --scale small --out results\n" in text
     assert "rdo run paper-fig7" not in text, "it was not run; it only shares points"
     assert "- paper-fig8-small: Figure 8" in text
