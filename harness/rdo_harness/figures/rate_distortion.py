@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _OF_TEXT = ("bits_per_byte", "perplexity")
 RATE = "best_coder_bits_per_parameter"
+_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
 
 
 def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
@@ -28,7 +29,7 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
     with fewer seeds than others. The panels are cut where a model is of no more
     use: at twice the least cross entropy, and at 1.25 times for text, of which most cannot be predicted. They say how
     many points that leaves out. The first label is the anchor. Lossless methods, at five times the bits
-    of the others and at the quality of the uncompressed model, are named in the legend beside its line instead.
+    of the others and at the quality of the uncompressed model, are named on its line instead.
     """
     groups = list(frame.groupby(["task", "architecture"], sort=False))
     with panels(len(groups), 2) as (figure, grid):
@@ -47,7 +48,8 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
             for panel, column in ((losses, "cross_entropy"), (metrics, "metric")):
                 reference = float(anchor[f"uncompressed_{column}"].mean())
                 if math.isfinite(reference):
-                    panel.axhline(reference, label=f"uncompressed, normal training{_floors(whole)}", **REFERENCE)
+                    panel.axhline(reference, label="uncompressed, normal training", **REFERENCE)
+                    _name_floors(panel, reference, whole[lossless(whole)])
                 ends = [float(part[f"{column}{end}"].iloc[0]) for part in singles for end in ("_low", "_high")]
                 fit_to(panel, [value for value in (*shown[column], reference, *ends) if math.isfinite(value)])
                 _say_what_is_hidden(panel, len(group) - len(shown), times)
@@ -77,14 +79,18 @@ def _draw(losses: Axes, metrics: Axes, points: pd.DataFrame, index: int, label: 
             axes.vlines(on_front[RATE], *band, color=style["color"], alpha=0.4, linewidth=1.4)
 
 
-def _floors(group: pd.DataFrame) -> str:
-    """Bits per parameter of the lossless methods."""
-    bits = group[lossless(group)].groupby("label", sort=False)[RATE].mean()
-    return f" ({', '.join(f'{label}: {value:.1f} bits' for label, value in bits.items())})" if len(bits) else ""
+def _name_floors(panel: Axes, height: float, points: pd.DataFrame) -> None:
+    """Write the bits of lossless methods on the line of the uncompressed model, at its end."""
+    bits = points.groupby("label", sort=False)[RATE].mean()
+    if len(bits):
+        text = ", ".join(f"{label}: {value:.1f} bits" for label, value in bits.items())
+        at = panel.get_yaxis_transform()
+        panel.text(0.99, height, text, transform=at, ha="right", va="center", fontsize=8, color="0.4", bbox=_BOX)
 
 
 def _say_what_is_hidden(panel: Axes, hidden: int, times: float) -> None:
     if hidden:
         text = f"{hidden} points of more than {times:g} times the least cross entropy are not shown"
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
-        panel.text(0.99, 0.98, text, transform=panel.transAxes, ha="right", va="top", fontsize=8, color="0.4", bbox=box)
+        panel.text(
+            0.99, 0.98, text, transform=panel.transAxes, ha="right", va="top", fontsize=8, color="0.4", bbox=_BOX
+        )
