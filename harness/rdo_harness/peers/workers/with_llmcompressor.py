@@ -58,8 +58,12 @@ def work(job: Job) -> Answer:
                 zeros[name] = weight.detach() == 0
     answer = Answer(packages=("llmcompressor", "compressed-tensors", "transformers"))
     if job.options.get("activation_aware"):
-        changed = [name for name in kept if not torch.equal(kept[name], model.get_parameter(name))]
-        answer.tensors = {name: model.get_parameter(name) for name in changed if name not in job.matrices}
+        parameters = dict(model.named_parameters())
+        lost = [name for name in kept if name not in parameters]
+        if lost:  # experts that share a parameter become one layer each
+            raise ValueError(f"llmcompressor replaces {lost[0]}, and what AWQ made of it cannot be taken back")
+        changed = [name for name in kept if not torch.equal(kept[name], parameters[name])]
+        answer.tensors = {name: parameters[name] for name in changed if name not in job.matrices}
         answer.facts = {"rescaled_matrices": sum(name in job.matrices for name in changed)}
         _check_same_function(model, job, plain, answer.facts["rescaled_matrices"])
         _round(model, modules)
