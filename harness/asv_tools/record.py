@@ -19,7 +19,7 @@ from asv.config import Config
 from asv.machine import Machine, MachineCollection
 from asv.results import Results, get_filename
 from asv.runner import BenchmarkResult
-from asv.util import load_json, write_json
+from asv.util import UserError, load_json, write_json
 
 from asv_tools.commits import extracted
 from asv_tools.figures import ROOT, Figure, benchmarks, every
@@ -104,8 +104,12 @@ def _machine(name: str) -> dict[str, str]:
     """What is known of a machine; it is in results/asv after its first run."""
     path = RESULTS / name / "machine.json"
     if not path.exists():
-        path.parent.mkdir(parents=True)
-        write_json(str(path), MachineCollection.load(name), Machine.api_version)
+        try:
+            machine = MachineCollection.load(name)
+        except UserError as error:
+            raise SystemExit(f"{error} Name it first: asv machine --yes --machine {name}") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(str(path), machine, Machine.api_version)
     return dict(load_json(str(path), Machine.api_version))
 
 

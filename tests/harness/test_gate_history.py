@@ -98,3 +98,11 @@ def test_limits_against_the_record(
     assert len(failed) == len(failing)
     assert (f"between {COMMIT[:10]} and it" in told) == bool(failing)
     assert repository.git("status", "--porcelain", "--untracked-files=no") == ""
+
+
+def test_a_machine_without_a_name_is_told_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    with pytest.raises(SystemExit, match="asv machine --yes --machine lptop"):
+        record.main(["--machine", "lptop", "HEAD"])
+    assert not (tmp_path / "results").exists()
