@@ -1,0 +1,22 @@
+"""Fixtures of more than one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from rdo.coders import CODERS
+from rdo.entropy import ENTROPY_MODELS
+from rdo_harness.registries import ARCHITECTURES, METHODS, TASKS
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Forget afterwards what an example registered."""
+    registries = (CODERS, ENTROPY_MODELS, METHODS, TASKS, ARCHITECTURES)
+    kept = [(registry, registry.names(), dict(registry._plugins)) for registry in registries]
+    yield
+    for registry, _, plugins in kept:
+        registry._plugins.clear()
+        registry._plugins.update(plugins)
