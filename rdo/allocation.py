@@ -67,8 +67,8 @@ def steps_for_bits(
         progress: hears of the tensors that are measured.
 
     Raises:
-        ConfigError: no steps give this size, the message says which sizes there are; or an option is wrong.
-        And whatever ``save_compressed`` raises.
+        ConfigError: no steps give this size, the message says which sizes there are; or an option is wrong. What
+            ``save_compressed`` raises comes as it is.
     """
     if not 0.0 < bits < math.inf:
         raise ConfigError(f"bits must be a positive number of bits per parameter, got {bits}")
