@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from rdo.errors import ConfigError
 from rdo_harness.methods.base import OperatingPoint
-from rdo_harness.methods.peer import PeerQuantization, check_sparsities
+from rdo_harness.methods.peer import PeerQuantization
+from rdo_harness.methods.pruning import check_sparsities
 from rdo_harness.registries import METHODS
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from rdo.errors import ConfigError
 from rdo_harness.methods.base import Context, Method, OperatingPoint
+from rdo_harness.methods.pruning import check_sparsities
 from rdo_harness.peers.catalogue import peer
 from rdo_harness.peers.completion import complete, save_expressed
 from rdo_harness.peers.conformance import check_levels, check_sparsity
@@ -168,9 +169,3 @@ class PeerPruning(PeerMethod):
         for name, matrix in matrices.items():
             matrix.fill(answer.tensors[name])
         return {**super().apply(model, point, context, path), **facts}
-
-
-def check_sparsities(sparsities: tuple[float, ...]) -> None:
-    """Raise :class:`~rdo.errors.ConfigError` unless all lie between 0 and 1."""
-    if not sparsities or not all(0.0 < sparsity < 1.0 for sparsity in sparsities):
-        raise ConfigError(f"sparsities must lie between 0 and 1, got {list(sparsities)}")

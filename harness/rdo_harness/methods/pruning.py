@@ -55,9 +55,9 @@ class MagnitudePruning(Method):
         return super().apply(model, point, context, path)
 
 
-def check_sparsities(sparsities: Sequence[float]) -> None:
-    """Raise :class:`~rdo.errors.ConfigError` unless there are some, each between 0 and 1."""
-    if not sparsities or not all(0.0 < sparsity < 1.0 for sparsity in sparsities):
+def check_sparsities(sparsities: Sequence[float], *, or_none: bool = False) -> None:
+    """Raise :class:`~rdo.errors.ConfigError` unless there are some, each between 0 and 1, or 0 with ``or_none``."""
+    if not sparsities or not all(0.0 < share < 1.0 or (or_none and share == 0.0) for share in sparsities):
         raise ConfigError(f"sparsities must lie between 0 and 1, got {list(sparsities)}")
 
 
@@ -73,10 +73,10 @@ def prune_smallest(weights: list[nn.Parameter], sparsity: float) -> None:
 
     Among equal magnitudes the earlier weight goes first.
     """
-    magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights])
-    count = round(sparsity * magnitudes.numel())
+    count = round(sparsity * sum(weight.numel() for weight in weights))
     if count == 0:
         return
+    magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights])
     threshold = magnitudes.kthvalue(count).values
     drop = magnitudes < threshold
     ties = torch.nonzero(magnitudes == threshold).flatten()

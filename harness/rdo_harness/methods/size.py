@@ -12,7 +12,7 @@ import rdo
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 from rdo_harness.methods.base import Context, Method, OperatingPoint
-from rdo_harness.methods.pruning import prune_tensors
+from rdo_harness.methods.pruning import check_sparsities, prune_tensors
 from rdo_harness.rate_settings import RateSettings
 from rdo_harness.registries import METHODS
 
@@ -43,8 +43,7 @@ class SizeTraining(Method):
     def __post_init__(self) -> None:
         if not self.bits or self.quantizers():
             raise ConfigError("give at least one size in `bits`, and no steps: they follow from the size")
-        if not self.sparsities or not all(0.0 <= sparsity < 1.0 for sparsity in self.sparsities):
-            raise ConfigError(f"sparsities must lie between 0 and 1, got {list(self.sparsities)}")
+        check_sparsities(self.sparsities, or_none=True)
         if not self.label:
             object.__setattr__(self, "label", self.name)
 
