@@ -52,17 +52,15 @@ def add_command(commands: Commands) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from rdo.errors import ConfigError
-    from rdo_harness.model_files import COMPRESSED, check_output, compressed_file
+    from rdo_harness.model_files import check_output, compressed_file_in
 
     source, out = arguments.source, arguments.out
-    if not source.is_dir() or not (source / COMPRESSED).exists():
-        raise ConfigError(f"{source}: expected a compressed model folder, with {COMPRESSED} (see `rdo compress`)")
+    compressed = compressed_file_in(source)
     check_output(source, out, arguments.force)
     from rdo.integrations import compressed_tensors
 
     exported = compressed_tensors.export(source, out, allow_plain=arguments.allow_plain)
-    compressed_bytes = compressed_file(source).stat().st_size
+    compressed_bytes = compressed.stat().st_size
     if arguments.json:
         return print_json(
             {

@@ -13,10 +13,10 @@ from huggingface_hub.errors import HFValidationError
 from rdo.checkpoint import CheckpointInfo, inspect_compressed, verify_compressed
 from rdo.errors import CheckpointError, ConfigError, DataError
 from rdo.integrations.folder import WEIGHTS
+from rdo.integrations.model_folder import PLAIN_SUFFIXES, compressed_file_in
 
 CARD = "README.md"
 _BEGIN, _END = "<!-- rdo: begin -->", "<!-- rdo: end -->"
-_PLAIN = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")
 
 
 def model_card(folder: Path, repository: str, base_model: str | None = None) -> str:
@@ -99,12 +99,11 @@ def files_to_push(folder: Path) -> list[str]:
     Raises:
         ConfigError: it is no compressed folder, or holds plain weights, which loaders would take instead.
     """
-    if not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"{folder}: expected a compressed model folder, with {WEIGHTS} (see `rdo compress`)")
+    compressed_file_in(folder)
     found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
     for name in names:
-        if name.endswith(_PLAIN):
+        if name.endswith(PLAIN_SUFFIXES):
             raise ConfigError(f"{folder / name}: plain weights beside {WEIGHTS}; remove them, or push another folder")
     return [name for name in names if name != CARD]
 

@@ -22,19 +22,9 @@ COMPRESSED, PLAIN = WEIGHTS, "model.safetensors"
 INDEX, COMPRESSED_INDEX = f"{PLAIN}.index.json", f"{WEIGHTS}.index.json"
 """Names inside a model directory; an index says which of several files holds which tensor."""
 
-_WEIGHTS = (
-    "*.safetensors",
-    "*.rdo",
-    INDEX,
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.h5",
-    "*.msgpack",
-    "*.onnx",
-    "*.gguf",
-)
+PLAIN_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")
+"""Of files with plain weights that loaders would take instead of compressed ones."""
+_WEIGHTS = (*(f"*{suffix}" for suffix in PLAIN_SUFFIXES), "*.onnx", "*.rdo", INDEX)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -89,6 +79,17 @@ def compressed_file(path: Path) -> Path:
     return path / COMPRESSED if path.is_dir() else path
 
 
+def compressed_file_in(folder: Path) -> Path:
+    """The compressed checkpoint in a model folder.
+
+    Raises:
+        ConfigError: it is no folder, or has none.
+    """
+    if not (folder / COMPRESSED).is_file():
+        raise ConfigError(f"{folder}: expected a compressed model folder, with {COMPRESSED} (see `rdo compress`)")
+    return folder / COMPRESSED
+
+
 def write_model(
     source: Path,
     out: Path,
@@ -119,8 +120,8 @@ def write_model(
         write(staged / name)
         config = staged / "config.json"
         if config.exists():
-            _rewrite(config, mark_config if name == COMPRESSED else unmark_config)
-            _rewrite(config, configure)
+            mark = mark_config if name == COMPRESSED else unmark_config
+            _rewrite(config, lambda text: configure(mark(text)))
         if out.exists():
             _replace_files(staged, out)
         else:
