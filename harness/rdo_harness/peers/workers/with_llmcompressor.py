@@ -8,6 +8,7 @@ changed earlier ones.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,7 @@ def work(job: Job) -> Answer:
     # oneshot insists on something that processes text, though it is given token ids
     processor = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()))
     zeros: dict[str, torch.Tensor] = {}
-    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    plain = _outputs(model, job)
+    before = _Before.of(model, job) if job.options.get("activation_aware") else None
     for recipe in _recipes(model, job.options, modules):
         oneshot(
             model=model,
@@ -57,15 +57,11 @@ def work(job: Job) -> Answer:
             elif job.options.get("pruner"):
                 zeros[name] = weight.detach() == 0
     answer = Answer(packages=("llmcompressor", "compressed-tensors", "transformers"))
-    if job.options.get("activation_aware"):
-        parameters = dict(model.named_parameters())
-        lost = [name for name in kept if name not in parameters]
-        if lost:  # experts that share a parameter become one layer each
-            raise ValueError(f"llmcompressor replaces {lost[0]}, and what AWQ made of it cannot be taken back")
-        changed = [name for name in kept if not torch.equal(kept[name], parameters[name])]
-        answer.tensors = {name: parameters[name] for name in changed if name not in job.matrices}
+    if before is not None:
+        changed = before.changed(model)
+        answer.tensors = {name: parameter for name, parameter in changed.items() if name not in job.matrices}
         answer.facts = {"rescaled_matrices": sum(name in job.matrices for name in changed)}
-        _check_same_function(model, job, plain, answer.facts["rescaled_matrices"])
+        _check_same_function(model, job, before.outputs, answer.facts["rescaled_matrices"])
         _round(model, modules)
     for name in modules:
         module = model.get_submodule(name)
@@ -100,6 +96,27 @@ def _recipes(model: Any, options: dict[str, Any], modules: list[str]) -> list[li
         else:
             recipes.append([GPTQModifier(config_groups=groups)])
     return recipes
+
+
+@dataclass
+class _Before:
+    """A model before AWQ: copies of its parameters, and what it computes."""
+
+    parameters: dict[str, torch.Tensor]
+    outputs: torch.Tensor
+
+    @classmethod
+    def of(cls, model: Any, job: Job) -> _Before:
+        copies = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        return cls(copies, _outputs(model, job))
+
+    def changed(self, model: Any) -> dict[str, torch.Tensor]:
+        """The parameters that are no longer what they were."""
+        now = dict(model.named_parameters())
+        lost = [name for name in self.parameters if name not in now]
+        if lost:  # experts that share a parameter become one layer each
+            raise ValueError(f"llmcompressor replaces {lost[0]}, and what AWQ made of it cannot be taken back")
+        return {name: now[name] for name, copy in self.parameters.items() if not torch.equal(copy, now[name])}
 
 
 @torch.no_grad()
