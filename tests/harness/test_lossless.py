@@ -90,6 +90,9 @@ def test_lossless_methods_are_named_in_the_figure_and_not_drawn() -> None:
         assert "zstd" not in labels
         assert [text.get_text() for text in panel.texts] == ["zstd: 11.3 bits"]
         assert panel.get_xlim()[1] < 5
+    alone = figures.rate_distortion(pd.DataFrame(rows[3:]), ["zstd"])  # `rdo run --methods zstd`
+    assert [[text.get_text() for text in panel.texts] for panel in alone.axes] == [["zstd: 11.3 bits"]] * 2
+    assert alone.axes[0].get_title() == "a on t, 1 seed: lower left is better"
 
 
 def test_bad_settings_are_refused() -> None:

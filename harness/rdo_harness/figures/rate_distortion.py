@@ -26,10 +26,10 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
 
     Lines join the Pareto front of each method, of means over seeds; points off the front are faint. Bands are 95 %
     intervals, over seeds or, where there is one seed, over test items. Markers are hollow where a method was measured
-    with fewer seeds than others. The panels are cut where a model is of no more
-    use: at twice the least cross entropy, and at 1.25 times for text, of which most cannot be predicted. They say how
-    many points that leaves out. The first label is the anchor. Lossless methods, at five times the bits
-    of the others and at the quality of the uncompressed model, are named on its line instead.
+    with fewer seeds than others. The panels are cut where a model is of no more use: at twice the least cross entropy,
+    and at 1.25 times for text, of which most cannot be predicted. They say how many points that leaves out. The first
+    label is the anchor. Lossless methods, at five times the bits of the others and at the quality of the uncompressed
+    model, are named on its line instead.
     """
     groups = list(frame.groupby(["task", "architecture"], sort=False))
     with panels(len(groups), 2) as (figure, grid):
@@ -41,7 +41,7 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
             for label, part in points.items():
                 fewer = group.loc[group["label"] == label, "seed"].nunique() < group["seed"].nunique()
                 _draw(losses, metrics, part, labels.index(label), label, hollow=fewer)
-            times = 1.25 if group["metric_name"].iloc[0] in _OF_TEXT else 2.0
+            times = 1.25 if whole["metric_name"].iloc[0] in _OF_TEXT else 2.0
             most = times * group["cross_entropy"].min()
             shown = group[group["cross_entropy"] <= most]
             singles = [part for part in points.values() if len(part) == 1 and part["cross_entropy"].iloc[0] <= most]
@@ -54,10 +54,10 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
                 fit_to(panel, [value for value in (*shown[column], reference, *ends) if math.isfinite(value)])
                 _say_what_is_hidden(panel, len(group) - len(shown), times)
                 panel.set_xlabel("bits per coded parameter, best coder, tables and scales included")
-            metric = metric_title(str(group["metric_name"].iloc[0]))
+            metric = metric_title(str(whole["metric_name"].iloc[0]))
             losses.set_ylabel("test cross entropy (nats)")
             metrics.set_ylabel(f"test {metric}")
-            seeds = group["seed"].nunique()
+            seeds = whole["seed"].nunique()
             losses.set_title(f"{architecture} on {task}, {seeds} seed{'s' if seeds > 1 else ''}: lower left is better")
             metrics.set_title(metric)
     return figure
