@@ -29,7 +29,7 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
     with fewer seeds than others. The panels are cut where a model is of no more use: at twice the least cross entropy,
     and at 1.25 times for text, of which most cannot be predicted. They say how many points that leaves out. The first
     label is the anchor. Lossless methods, at five times the bits of the others and at the quality of the uncompressed
-    model, are named on its line instead.
+    model, are named in the corner instead.
     """
     groups = list(frame.groupby(["task", "architecture"], sort=False))
     with panels(len(groups), 2) as (figure, grid):
@@ -49,10 +49,9 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
                 reference = float(anchor[f"uncompressed_{column}"].mean())
                 if math.isfinite(reference):
                     panel.axhline(reference, label="uncompressed, normal training", **REFERENCE)
-                    _name_floors(panel, reference, whole[lossless(whole)])
                 ends = [float(part[f"{column}{end}"].iloc[0]) for part in singles for end in ("_low", "_high")]
                 fit_to(panel, [value for value in (*shown[column], reference, *ends) if math.isfinite(value)])
-                _say_what_is_hidden(panel, len(group) - len(shown), times)
+                _note(panel, len(group) - len(shown), times, whole[lossless(whole)])
                 panel.set_xlabel("bits per coded parameter, best coder, tables and scales included")
             metric = metric_title(str(whole["metric_name"].iloc[0]))
             losses.set_ylabel("test cross entropy (nats)")
@@ -79,18 +78,11 @@ def _draw(losses: Axes, metrics: Axes, points: pd.DataFrame, index: int, label: 
             axes.vlines(on_front[RATE], *band, color=style["color"], alpha=0.4, linewidth=1.4)
 
 
-def _name_floors(panel: Axes, height: float, points: pd.DataFrame) -> None:
-    """Write the bits of lossless methods on the line of the uncompressed model, at its end."""
-    bits = points.groupby("label", sort=False)[RATE].mean()
-    if len(bits):
-        text = ", ".join(f"{label}: {value:.1f} bits" for label, value in bits.items())
-        at = panel.get_yaxis_transform()
-        panel.text(0.99, height, text, transform=at, ha="right", va="center", fontsize=8, color="0.4", bbox=_BOX)
-
-
-def _say_what_is_hidden(panel: Axes, hidden: int, times: float) -> None:
-    if hidden:
-        text = f"{hidden} points of more than {times:g} times the least cross entropy are not shown"
-        panel.text(
-            0.99, 0.98, text, transform=panel.transAxes, ha="right", va="top", fontsize=8, color="0.4", bbox=_BOX
-        )
+def _note(panel: Axes, hidden: int, times: float, floors: pd.DataFrame) -> None:
+    """Say in the corner, where no curve should end, what is not drawn."""
+    lines = [f"{hidden} points of more than {times:g} times the least cross entropy are not shown"] if hidden else []
+    bits = floors.groupby("label", sort=False)[RATE].mean()
+    lines += [", ".join(f"{label}: {value:.1f} bits" for label, value in bits.items())] if len(bits) else []
+    if lines:
+        text, at = "\n".join(lines), panel.transAxes
+        panel.text(0.99, 0.98, text, transform=at, ha="right", va="top", fontsize=8, color="0.4", bbox=_BOX)
