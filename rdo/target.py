@@ -67,7 +67,7 @@ class SizeTarget:
             the rounding of those before (:func:`rdo.compensation.compensate`), by the inputs seen in the steps before.
         start: when the loss begins to see rounded weights (:class:`rdo.measurement.Measurement`): after so many steps;
             ``"decayed"``, when the learning rate has fallen to 0.4 of its peak, and 20 steps more; or ``"settled"``,
-            after 40 steps if the model trains on at what it did before, else as ``"decayed"``.
+            after 20 steps if the model trains on at what it did before, else as ``"decayed"``.
         coder, raw_dtype: as for ``save_compressed``; what the size is counted with.
 
     Raises:

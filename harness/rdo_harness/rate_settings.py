@@ -27,6 +27,7 @@ class RateSettings:
         bits: instead of lambda a size, in bits per parameter of the file; the next three are of
             :class:`rdo.target.SizeTarget`.
         start: share of the steps before the loss sees rounded weights, None for "decayed", or "settled".
+        revision: raised where the same settings come to train another model than before.
     """
 
     lam: float
@@ -42,6 +43,7 @@ class RateSettings:
     allocation: str = later("sensitivity")
     start: float | str | None = later(0.0)
     compensated: bool = later(False)
+    revision: int = later(1)
 
     def describe(self) -> str:
         """A few words for progress lines."""

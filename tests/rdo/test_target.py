@@ -125,7 +125,7 @@ def test_optimizer_moves_unrounded_weights_by_the_gradient_at_rounded_ones() -> 
 
 @pytest.mark.parametrize(
     ("stopped", "start"),
-    [(30, 40), (45, 40), (10, "settled"), (30, "settled")],
+    [(30, 40), (45, 40), (5, "settled"), (15, "settled")],
     ids=["measuring", "rounded", "first look", "second look"],
 )
 def test_resuming_gives_the_same_bits(stopped: int, start: int | str) -> None:
@@ -202,9 +202,9 @@ class Two(nn.Module):
 
 
 @pytest.mark.parametrize("compensated", [False, True])
-@pytest.mark.parametrize(("turn", "start"), [(1000, 40), (20, 60 + MEASURED_STEPS)])
+@pytest.mark.parametrize(("turn", "start"), [(1000, 20), (10, 60 + MEASURED_STEPS)])
 def test_rounding_begins_early_if_sensitivities_have_settled(turn: int, start: int, compensated: bool) -> None:
-    """A model whose tensors keep their relations is rounded after 40 steps, another when the learning rate fell."""
+    """A model whose tensors keep their relations is rounded after 20 steps, another when the learning rate fell."""
     model = Two(turn)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     options = {"compensated": compensated}

@@ -58,6 +58,7 @@ class SizeTraining(Method):
                     allocation=self.allocation,
                     start=None if self.start == "decayed" else self.start,  # None in what is published
                     compensated=self.compensated,
+                    revision=2 if self.start == "settled" else 1,  # decided after 40 steps at first, then 20
                 ),
                 quantizer=None,
                 sparsity=sparsity,
