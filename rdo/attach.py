@@ -229,8 +229,6 @@ def attach(
         raise ConfigError(f'in_backward=True goes with apply="gradient", got {constraint.apply!r}')
     if in_backward and constraint.shards.sharded:
         raise ConfigError("in_backward=True is for parameters of one process; sharded ones get the term in the step")
-    if sized and constraint.shards.sharded:
-        raise ConfigError("a size is for parameters of one process or of DDP; sharded ones take lam")
     if verbose and is_main_process():
         print(describe(constraint, trainable))
     if not sized:

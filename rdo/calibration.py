@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,20 +52,19 @@ class InputRecorder:
         self._name_of = {id(parameter): name for name, parameter in parameters.items()}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self.transposed: set[str] = set()
-        self._hooks = [
-            module.register_forward_pre_hook(self._record)
+        self._modules = [
+            module
             for module in model.modules()
             if id(getattr(module, "weight", None)) in self._name_of and _multiplies(module)
         ]
+        self.transposed = {self._name_of[id(m.weight)] for m in self._modules if not isinstance(m, nn.Linear)}
+        self._hooks = [module.register_forward_pre_hook(self._record) for module in self._modules]
 
     def _record(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         name, x = self._name_of[id(module.weight)], arguments[0].detach()
         x = x.reshape(-1, x.shape[-1]).to(torch.float32)
         if name not in self._sums:
             self._sums[name] = x.new_zeros(x.shape[1], x.shape[1])
-            if not isinstance(module, nn.Linear):
-                self.transposed.add(name)
         self._sums[name].addmm_(x.T, x)
         self._counts[name] = self._counts.get(name, 0) + len(x)
 
@@ -77,6 +76,19 @@ class InputRecorder:
         """Go on from :meth:`state_dict`."""
         self._sums = {name: total.clone() for name, total in state["sums"].items()}
         self._counts, self.transposed = dict(state["counts"]), set(state["transposed"])
+
+    def add_replicas(self) -> None:
+        """Add up what the processes of data-parallel training have recorded; all of them must call it."""
+        for module in self._modules:
+            weight = cast(Tensor, module.weight)
+            name = self._name_of[id(weight)]
+            size = weight.shape[0 if name in self.transposed else -1]
+            total = self._sums.get(name, weight.new_zeros(size, size, dtype=torch.float32))
+            count = torch.tensor([self._counts.get(name, 0)], device=weight.device)
+            torch.distributed.all_reduce(total)
+            torch.distributed.all_reduce(count)
+            if int(count):
+                self._sums[name], self._counts[name] = total, int(count)
 
     def stop(self) -> dict[str, Tensor]:
         """Stop recording; the mean of x x^T of each matrix's inputs, float32 [in, in]."""

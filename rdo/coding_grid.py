@@ -15,6 +15,7 @@ from torch import Tensor
 import rdo_kernels
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
+from rdo.sharding import Shards, local_part, placed_as
 
 _FINEST = 512
 """Steps from zero to the largest weight of a tensor, at most; symbols are counted up to twice that."""
@@ -28,7 +29,8 @@ class CodingGrid:
 
     Args:
         names: of the parameters, as a state dict has them.
-        parameters: floating-point tensors of any size, all on one device.
+        parameters: floating-point tensors of any size, on one device in each process; they may be sharded. Then all
+            processes must make the grid, and call its methods, together.
         relative: the steps of the tensors for scale 1, positive.
         finest: the least steps, of a grid that is made again; by default those above.
     """
@@ -42,14 +44,15 @@ class CodingGrid:
     ) -> None:
         self.names, self.parameters = list(names), list(parameters)
         self.count = sum(parameter.numel() for parameter in parameters)
-        device = parameters[0].device
+        self._shards = Shards(self.names, self.parameters)
+        self._masters: list[Tensor] = []
+        self._rounded = False
+        device = self._shards.parts()[0].device
         if finest is None:
-            finest = [float(parameter.detach().abs().amax()) / _FINEST for parameter in parameters]
+            finest = [largest / _FINEST for largest in self._largest().tolist()]
         self._finest = torch.tensor(list(finest), dtype=torch.float64, device=device)
         self._relative = torch.tensor(list(relative), dtype=torch.float64, device=device)
         self._octaves = torch.zeros((), dtype=torch.float64, device=device)
-        self._masters: list[Tensor] = []
-        self._rounded = False
 
     @property
     def steps(self) -> Tensor:
@@ -58,24 +61,25 @@ class CodingGrid:
 
     @property
     def masters(self) -> list[Tensor]:
-        """The unrounded weights, in the order of the parameters."""
-        return self._masters if self._rounded else self.parameters
+        """The unrounded weights that this process holds, in the order of the parameters."""
+        return self._masters if self._rounded else self._shards.parts()
 
     @torch.no_grad()
     def round(self) -> None:
         """Keep the weights as masters and round the parameters."""
+        parts = self._shards.parts()
         if not self._masters:
-            self._masters = [parameter.detach().clone() for parameter in self.parameters]
+            self._masters = [part.detach().clone() for part in parts]
         elif not self._rounded:
-            torch._foreach_copy_(self._masters, self.parameters)
-        rdo_kernels.round_to_steps(self._masters, self.steps.unbind(), self.parameters)
+            torch._foreach_copy_(self._masters, parts)
+        rdo_kernels.round_to_steps(self._masters, self.steps.unbind(), parts)
         self._rounded = True
 
     @torch.no_grad()
     def restore(self) -> None:
         """Give the parameters their unrounded weights back, for the optimizer to move."""
         if self._rounded:
-            torch._foreach_copy_(self.parameters, self._masters)
+            torch._foreach_copy_(self._shards.parts(), self._masters)
             self._rounded = False
 
     @torch.no_grad()
@@ -83,7 +87,7 @@ class CodingGrid:
         """Order-0 entropy of the masters at the steps, tensor by tensor, in bits per weight; float64 []."""
         counts = rdo_kernels.quantize(self.masters, self.steps.unbind(), dtype=torch.int16).counts
         assert counts is not None
-        return bits_of_counts(counts) / self.count
+        return bits_of_counts(self._shards.sums(counts)) / self.count
 
     def fit(self, bits: float) -> None:
         """Scale all steps such that the masters have this entropy, to 1e-3 octaves, by bisection; waits for the device.
@@ -91,8 +95,8 @@ class CodingGrid:
         Raises:
             ConfigError: no scale gives that.
         """
-        largest = torch.stack([master.detach().abs().amax().to(torch.float64) for master in self.masters])
-        high = math.log2(max(float((largest / self._relative).max()), 1e-300)) + 2.0  # all weights are zero
+        largest = float((self._largest() / self._relative).max())
+        high = math.log2(max(largest, 1e-300)) + 2.0  # all weights are zero
         low = high
         while self._entropy_at(low) < bits:
             if bool((self._relative * 2.0**low <= self._finest).all()):
@@ -106,6 +110,13 @@ class CodingGrid:
             else:
                 high = middle
         self._octaves.fill_(high)
+
+    def _largest(self) -> Tensor:
+        """The largest magnitude among the masters of each tensor, float64 [T]; a process may hold none of them."""
+        parts = [part.detach().abs() for part in self.masters]
+        return self._shards.maxima(
+            torch.stack([(part.amax() if part.numel() else part.new_zeros(())).to(torch.float64) for part in parts])
+        )
 
     def _entropy_at(self, octaves: float) -> float:
         self._octaves.fill_(octaves)
@@ -125,8 +136,12 @@ class CodingGrid:
         return AllocatedQuantizer(steps, bits, "sensitivity")
 
     def state_dict(self) -> dict[str, object]:
-        """Relative and least steps, the scale, and the masters by name (tensors) while the parameters are rounded."""
-        masters = dict(zip(self.names, self._masters, strict=True)) if self._rounded else {}
+        """Relative and least steps, the scale, and the masters by name (tensors) while the parameters are rounded.
+
+        Masters of sharded parameters are DTensors.
+        """
+        kept = zip(self.names, self.parameters, self._masters, strict=True) if self._rounded else ()
+        masters = {name: placed_as(parameter, master) for name, parameter, master in kept}
         return {
             "relative": self._relative.tolist(),
             "finest": self._finest.tolist(),
@@ -145,8 +160,8 @@ class CodingGrid:
             raise ConfigError("cannot resume: the state has other weights than those that the size target covers")
         self._octaves.fill_(octaves)
         if masters:
-            pairs = zip(self.names, self.parameters, strict=True)
-            self._masters = [masters[name].to(parameter).reshape(parameter.shape).clone() for name, parameter in pairs]
+            pairs = zip(self.names, self._shards.parts(), strict=True)
+            self._masters = [local_part(masters[name]).to(part).reshape(part.shape).clone() for name, part in pairs]
             self._rounded = True
 
 

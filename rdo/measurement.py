@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from rdo.calibration import InputRecorder, steps_by_sensitivity
 from rdo.control import Decayed
 from rdo.errors import ConfigError
-from rdo.pressure import sum_of_squares
+from rdo.pressure import squares_of
+from rdo.sharding import Shards
 
 MEASURED_STEPS = 20
 """Optimizer steps over which squared gradients and inputs are averaged, just before weights are rounded."""
@@ -30,6 +31,7 @@ class Measurement:
 
     Args:
         weights: parameters by name.
+        shards: of these.
         start: optimizer steps before rounding; ``"decayed"`` for those until the learning rate has fallen to 0.4 of its
             peak, and 20 more; ``"settled"`` for 20 if these show that the sensitivities of the tensors hardly move
             against one another, as those of a model do that trains on, and as with ``"decayed"`` if not.
@@ -39,10 +41,12 @@ class Measurement:
         ConfigError: another start.
     """
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor], *, start: Start, inputs: bool) -> None:
+    def __init__(
+        self, model: nn.Module, weights: Mapping[str, Tensor], shards: Shards, *, start: Start, inputs: bool
+    ) -> None:
         if not (isinstance(start, int) and start >= 0) and start not in get_args(get_args(Start)[1]):
             raise ConfigError(f"start must be a number of optimizer steps, 'settled' or 'decayed'; got {start!r}")
-        self._model, self._weights, self._wanted = model, dict(weights), inputs
+        self._model, self._weights, self._shards, self._wanted = model, dict(weights), shards, inputs
         self.start = max(start, MEASURED_STEPS) if isinstance(start, int) else None
         self._comparing = start == "settled"
         self._earlier: Tensor | None = None
@@ -64,7 +68,7 @@ class Measurement:
             self._stop_comparing()
             self.start = step + MEASURED_STEPS
         if self._comparing or self._near(step):
-            self._sensitivity += torch.stack([mean_square(p.grad, p) for p in self._weights.values()])
+            self._sensitivity += self._mean_squares(self._shards.known_gradients())
 
     def _compare(self, step: int) -> None:
         """Compare the sensitivities of the two halves of the first steps, once there are both."""
@@ -103,7 +107,7 @@ class Measurement:
         if allocation == "equal":
             return [1.0] * len(self._weights)
         if allocation == "scale":
-            squares = [float(mean_square(weight, weight)) for weight in self._weights.values()]
+            squares = self._mean_squares(self._shards.parts()).tolist()
             return steps_by_sensitivity([1.0 / max(square, 1e-300) for square in squares])
         return steps_by_sensitivity(self._sensitivity.tolist())
 
@@ -131,9 +135,8 @@ class Measurement:
     def _near(self, step: int) -> bool:
         return self.start is not None and step >= self.start - MEASURED_STEPS
 
-
-def mean_square(tensor: Tensor | None, parameter: Tensor) -> Tensor:
-    """Mean of the squares, float64 []; 0 without a tensor."""
-    if tensor is None:
-        return torch.zeros((), dtype=torch.float64, device=parameter.device)
-    return sum_of_squares([tensor], tensor) / parameter.numel()
+    def _mean_squares(self, parts: Sequence[Tensor | None]) -> Tensor:
+        """Mean of the squares of whole tensors from what each process holds of them, float64 [T]; 0 without one."""
+        counts = [weight.numel() for weight in self._weights.values()]
+        sums = self._shards.sums(squares_of(parts, self._sensitivity))
+        return sums / torch.tensor(counts, dtype=torch.float64, device=sums.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,25 +34,26 @@ class Pressure:
         """Measure both gradients and set lambda; call when the parameters have their gradients of the loss."""
         lam = self._constraint.lam_tensor
         assert lam is not None
-        squares = sum_of_squares([p.grad for p in self._constraint.parameters if p.grad is not None], lam)
+        shards = self._constraint.shards
+        both = torch.stack([squares_of(shards.known_gradients(), lam), self._slope_squares(lam)], dim=1)
+        squares, slopes = shards.sums(both).sum(0).unbind()
         known = self._gradient > 0.0
         self._gradient = torch.where(known, _MEMORY * self._gradient + (1 - _MEMORY) * squares, squares)
-        slopes = self._slope_squares(lam).clamp(min=1e-300)
-        lam.copy_(self.share * self._constraint.count * (self._gradient / slopes).sqrt())
+        lam.copy_(self.share * self._constraint.count * (self._gradient / slopes.clamp(min=1e-300)).sqrt())
 
     def _slope_squares(self, like: Tensor) -> Tensor:
-        """Sum over all weights of the squared slope of their rate."""
-        constraint = self._constraint
+        """Sums over the weights here of the squared slope of their rate, float64 [T]."""
+        constraint, parts = self._constraint, self._constraint.shards.parts()
         theta = constraint.fit()
-        one, total = like.new_ones(1, dtype=torch.float64), like.new_zeros((), dtype=torch.float64)
-        largest = max(constraint.parameters, key=lambda parameter: parameter.numel())
+        one, found = like.new_ones(1, dtype=torch.float64), []
+        largest = max(parts, key=lambda part: part.numel())
         buffer = torch.empty(largest.numel(), dtype=torch.float32, device=largest.device)
-        for row, parameter in enumerate(constraint.parameters):
-            slope = buffer[: parameter.numel()].zero_().view(parameter.shape)
+        for row, part in enumerate(parts):
+            slope = buffer[: part.numel()].zero_().view(part.shape)
             own = theta[row] if theta.ndim == 2 else theta
-            rdo_kernels.add_rate_gradient([parameter], [slope], constraint.entropy_model, own, one)
-            total += sum_of_squares([slope], like)
-        return total
+            rdo_kernels.add_rate_gradient([part], [slope], constraint.entropy_model, own, one)
+            found.append(squares_of([slope], like))
+        return torch.cat(found)
 
     def state_dict(self) -> dict[str, float]:
         """The length measured so far, squared, and lambda."""
@@ -66,9 +69,8 @@ class Pressure:
         lam.fill_(state["lam"])
 
 
-def sum_of_squares(tensors: list[Tensor], like: Tensor) -> Tensor:
-    """Sum of the squares of all elements, float64 []."""
-    total = like.new_zeros((), dtype=torch.float64)
-    for tensor in tensors:
-        total += torch.linalg.vector_norm(tensor, dtype=torch.float32).to(torch.float64).square()
-    return total
+def squares_of(tensors: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    """Sum of the squares of each one's elements, float64 [T]; 0 for None."""
+    nothing = like.new_zeros((), dtype=torch.float64)
+    norms = [None if x is None else torch.linalg.vector_norm(x, dtype=torch.float32) for x in tensors]
+    return torch.stack([nothing if norm is None else norm.to(torch.float64).square() for norm in norms])

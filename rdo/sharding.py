@@ -8,13 +8,14 @@ the same arithmetic on the same numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from rdo.errors import ConfigError
+from rdo.errors import CheckpointError, ConfigError
 
 SUMS = 3
 """How many of :data:`rdo_kernels.MOMENTS` are sums over weights that processes add up: count, sum |w|, sum w^2."""
@@ -23,6 +24,11 @@ SUMS = 3
 def is_main_process() -> bool:
     """Whether this process is the one to print: rank 0, or the only one."""
     return not _initialised() or torch.distributed.get_rank() == 0
+
+
+def has_replicas() -> bool:
+    """Whether other processes train copies of a model of plain parameters: there is a process group of several."""
+    return _initialised() and torch.distributed.get_world_size() > 1
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -38,7 +44,22 @@ def local_part(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All elements of a tensor; of a DTensor they are gathered, in which every process of its mesh takes part."""
-    return cast(Tensor, cast(Any, tensor).full_tensor()) if is_sharded(tensor) else tensor
+    if not is_sharded(tensor):
+        return tensor
+    placed = cast(Any, tensor)
+    return cast(Tensor, placed.to(placed.device_mesh.device_type).full_tensor())  # it may be offloaded to the host
+
+
+def placed_as(tensor: Tensor, part: Tensor) -> Tensor:
+    """A part made by this process as a DTensor that lies as another one does; the part itself if that is plain."""
+    if not is_sharded(tensor):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    placed = cast(Any, tensor)
+    return DTensor.from_local(
+        part, placed.device_mesh, placed.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -85,14 +106,23 @@ class Shards:
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            elif parameter.grad.is_sparse:
+        return [gradient for gradient in self.known_gradients() if gradient is not None]
+
+    def known_gradients(self) -> list[Tensor | None]:
+        """The gradients of :meth:`parts`, None for a parameter without one.
+
+        Raises:
+            ConfigError: a gradient is sparse.
+        """
+        for parameter in self._parameters:
+            if parameter.grad is not None and parameter.grad.is_sparse:
                 raise ConfigError("sparse gradients cannot carry the rate term; use dense embeddings gradients")
-            elif is_sharded(parameter):
+            if parameter.grad is not None and is_sharded(parameter):
                 # Sums that tensor parallelism leaves pending are taken now, as the optimizer would.
                 mine, own = cast(Any, parameter.grad), cast(Any, parameter)
                 if mine.placements != own.placements:
                     parameter.grad = mine.redistribute(own.device_mesh, own.placements)
-        return [local_part(cast(Tensor, parameter.grad)) for parameter in self._parameters]
+        return [None if p.grad is None else local_part(p.grad) for p in self._parameters]
 
     def total(self, moments: Tensor, *, pool: bool) -> Tensor:
         """The moments of the whole parameters from those of :meth:`parts`, float64 [T, 5], in one all-reduce.
@@ -114,6 +144,46 @@ class Shards:
         """The sum of a number for each parameter, [T], over parameters and processes; all of them must ask."""
         return float(_all_reduced(self._mine(values).sum()) if self.sharded else values.sum())
 
+    def sums(self, values: Tensor) -> Tensor:
+        """The sums over processes of numbers for each parameter, [T, ...]; all of them must ask."""
+        return _all_reduced(self._mine(values)).to(values.device) if self.sharded else values
+
+    def maxima(self, values: Tensor) -> Tensor:
+        """The largest that any process has of a number for each parameter, [T]; all of them must ask."""
+        if not self.sharded:
+            return values
+        largest = values.to(self._device, copy=True)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return largest.to(values.device)
+
+    def on_main(self, make: Callable[[], Any]) -> Any:
+        """What rank 0 makes, a value of JSON, on every process; all of them must ask. Of plain ones each makes its own.
+
+        Raises:
+            On rank 0 what ``make`` raises; on the others CheckpointError, which says the same.
+        """
+        if not self.sharded:
+            return make()
+        answer, failure = b"", None
+        if is_main_process():
+            try:
+                answer = json.dumps({"made": make()}).encode()
+            except Exception as error:
+                answer, failure = json.dumps({"failed": str(error)}).encode(), error
+        length = torch.tensor([len(answer)], device=self._device)
+        torch.distributed.broadcast(length, 0)
+        message = torch.zeros(int(length), dtype=torch.uint8)
+        if answer:
+            message.copy_(torch.frombuffer(bytearray(answer), dtype=torch.uint8))
+        message = message.to(self._device)
+        torch.distributed.broadcast(message, 0)
+        if failure is not None:
+            raise failure
+        found = json.loads(bytes(message.tolist()))
+        if "failed" in found:
+            raise CheckpointError(f"rank 0 stopped: {found['failed']}")
+        return found["made"]
+
     def any(self, values: Iterable[Tensor | None]) -> bool:
         """Whether a number in them is not zero, on any process; all of them must ask."""
         found = any(value is not None and bool(local_part(value).any()) for value in values)
@@ -124,7 +194,7 @@ class Shards:
     def _mine(self, values: Tensor) -> Tensor:
         """Zero in the rows that other processes contribute. Not a product: NaN times zero is not zero."""
         rows = self._contributed.reshape(-1, *[1] * (values.ndim - 1))
-        return torch.where(rows, values.to(self._device), 0.0)
+        return torch.where(rows, values.to(self._device), values.new_zeros((), device=self._device))
 
     def _check(self, names: Sequence[str]) -> None:
         described = repr([(name, tuple(p.shape)) for name, p in zip(names, self._parameters, strict=True)])

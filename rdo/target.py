@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,16 +25,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rdo.allocation import nearest_below
-from rdo.checkpoint import CheckpointInfo, save_compressed
-from rdo.checkpoint.trial import written_for_trial
+from rdo.checkpoint import CheckpointInfo
 from rdo.checkpoint.writer import Coder
 from rdo.coding_grid import CodingGrid
 from rdo.compensation import compensate_weights
 from rdo.constraint import RateConstraint
 from rdo.errors import ConfigError
 from rdo.measurement import Measurement, Start
+from rdo.model_file import ModelFile
 from rdo.pressure import Pressure
 from rdo.quantizers import AllocatedQuantizer
+from rdo.sharding import has_replicas, placed_as
 
 Allocation = Literal["sensitivity", "scale", "equal"]
 DEFAULT_PRESSURE = 0.03
@@ -55,7 +57,8 @@ class SizeTarget:
     steps the model then holds rounded weights: what is evaluated is what will be decoded.
 
     Args:
-        model: whose file is to have the size; its parameters are on one device and not sharded.
+        model: whose file is to have the size; its parameters are on one device in each process. Of a sharded model all
+            processes must call every method together; files are written by rank 0, from a state gathered on its host.
         constraint: the weights that are coded, and the rate term that acts on them. A lambda that is a tensor follows
             the gradients (:class:`rdo.pressure.Pressure`).
         bits_per_parameter: ``8 * file_bytes / parameters``, the whole file over all stored parameters.
@@ -65,13 +68,14 @@ class SizeTarget:
             to the root mean square of their weights, ``"equal"`` one step for all.
         compensated: when rounding begins late, or after ``start`` steps, let the columns of each matrix make good for
             the rounding of those before (:func:`rdo.compensation.compensate`), by the inputs seen in the steps before.
+            Not for sharded parameters.
         start: when the loss begins to see rounded weights (:class:`rdo.measurement.Measurement`): after so many steps;
             ``"decayed"``, when the learning rate has fallen to 0.4 of its peak, and 20 steps more; or ``"settled"``,
             after 20 steps if the model trains on at what it did before, else as ``"decayed"``.
         coder, raw_dtype: as for ``save_compressed``; what the size is counted with.
 
     Raises:
-        ConfigError: not exactly one size was given, or one that cannot be had.
+        ConfigError: not exactly one size was given, or one that cannot be had; or ``compensated`` for sharded ones.
     """
 
     def __init__(
@@ -97,16 +101,20 @@ class SizeTarget:
             raise ConfigError(f"pressure must be a number of 0 or more, got {pressure}")
         if allocation not in get_args(Allocation):
             raise ConfigError(f"allocation must be one of {', '.join(get_args(Allocation))}; got {allocation!r}")
-        self._model, self._constraint, self._allocation = model, constraint, allocation
-        self._coder, self._raw_dtype = coder, raw_dtype
-        distinct = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values() if tensor.numel()}
-        self.parameters: int = sum(distinct.values())
+        if constraint.shards.sharded and compensated:
+            raise ConfigError(
+                "the first rounding of sharded parameters cannot be compensated, which needs whole matrices; give "
+                'target_options={"compensated": False}'
+            )
+        self._constraint, self._shards, self._allocation = constraint, constraint.shards, allocation
+        self._file = ModelFile(model, constraint.names, self._shards, coder=coder, raw_dtype=raw_dtype)
+        self.parameters: int = self._file.parameters
         self.budget_bytes: float = (
             1e6 * size_mb if size_mb is not None else (bits_per_parameter or 0.0) * self.parameters / 8
         )
         self._pressure = Pressure(constraint, pressure) if constraint.lam_tensor is not None else None
         weights = dict(zip(constraint.names, constraint.parameters, strict=True))
-        self.measurement = Measurement(model, weights, start=start, inputs=compensated)
+        self.measurement = Measurement(model, weights, self._shards, start=start, inputs=compensated)
         self.step = 0
         self.grid: CodingGrid | None = None
         self.bits_per_parameter: float = 8 * self.budget_bytes / self.parameters
@@ -139,6 +147,8 @@ class SizeTarget:
             self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, relative)
             self._calibrate(first=True)
             if self.measurement.recorder is not None:
+                if has_replicas():
+                    self.measurement.recorder.add_replicas()
                 compensate_weights(self.grid, self.measurement.recorder)
                 self.measurement.recorder = None
         else:
@@ -155,8 +165,9 @@ class SizeTarget:
         Raises:
             As :meth:`land`.
         """
-        self.land()
-        return save_compressed(self._state(), path, **self._options(self.quantizer()))
+        with self._unrounded() as state:
+            self._land(state)
+            return self._file.agreed(lambda: self._file.write(state, self.quantizer(), path))
 
     def land(self) -> None:
         """Move the steps a little such that the file has the size asked for, or is up to 0.05 % smaller.
@@ -167,20 +178,22 @@ class SizeTarget:
             ConfigError: the training has not yet come to the choice of steps, or no steps give the size.
             And whatever ``save_compressed`` raises.
         """
+        with self._unrounded() as state:
+            self._land(state)
+
+    def _land(self, state: Mapping[str, Tensor]) -> None:
+        """:meth:`land`, given the unrounded weights, which the parameters hold."""
         grid = self._ready()
-        state = self._state()
 
         def size_at(octaves: float) -> int:
-            return self._trial(state, grid.quantizer(self.bits_per_parameter, octaves)).file_bytes
+            return self._file.write(state, grid.quantizer(self.bits_per_parameter, octaves)).file_bytes
 
         slope = self.budget_bytes / max(self.goal_bits, 0.5)
-        octaves, size = nearest_below(size_at, self.budget_bytes, -8.0, 8.0, slope)
+        octaves, size = self._shards.on_main(lambda: nearest_below(size_at, self.budget_bytes, -8.0, 8.0, slope))
         if size > self.budget_bytes:
             raise ConfigError(f"no steps give a file of {self.budget_bytes:,.0f} bytes; the least is {size:,}")
-        grid.restore()
         grid.move(octaves)
         self._entropy = grid.entropy_bits()
-        grid.round()
 
     def quantizer(self) -> AllocatedQuantizer:
         """The steps that the parameters are rounded to, for ``save_compressed``: it keeps their values.
@@ -199,7 +212,7 @@ class SizeTarget:
             "entropy": float(self._entropy),
             "measurement": self.measurement.state_dict(),
             "pressure": None if self._pressure is None else self._pressure.state_dict(),
-            "grid": None if self.grid is None else self.grid.state_dict(),
+            "grid": self._blank_grid() if self.grid is None else self.grid.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -219,7 +232,7 @@ class SizeTarget:
         if self._pressure is not None:
             self._pressure.load_state_dict(state["pressure"])
         saved = state["grid"]
-        if saved is not None:
+        if saved is not None and saved["relative"] is not None:
             weights = self._constraint.names, self._constraint.parameters
             self.grid = CodingGrid(*weights, saved["relative"], saved["finest"])
             self.grid.load_masters(saved["octaves"], saved["masters"])
@@ -241,10 +254,11 @@ class SizeTarget:
         rounds = 2 if first else 1
         # Of a small model's file much is header: more bits than the weights have could not be fitted.
         self.goal_bits = self.goal_bits or min(self.bits_per_parameter, _FIRST_BITS)
+        state = self._file.state()
         for _ in range(rounds):
             if first:
                 grid.fit(self.goal_bits)
-            info = self._trial(self._state(), grid.quantizer(self.bits_per_parameter))
+            info = self._file.agreed(lambda: self._file.write(state, grid.quantizer(self.bits_per_parameter)))
             coded = info.payload_bytes + info.table_bytes
             room = self.budget_bytes - (info.file_bytes - coded)
             if room <= 0:
@@ -258,21 +272,20 @@ class SizeTarget:
         if first:
             grid.fit(self.goal_bits)
 
-    def _state(self) -> dict[str, Tensor]:
-        """The model's state with unrounded weights."""
-        grid, state = self._ready(), dict(self._model.state_dict())
-        masters = {p.data_ptr(): m for p, m in zip(grid.parameters, grid.masters, strict=True)}
-        return {name: masters.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
+    @contextmanager
+    def _unrounded(self) -> Iterator[Mapping[str, Tensor]]:
+        """Give the parameters their unrounded weights for a while, and the model's state to write."""
+        grid = self._ready()
+        grid.restore()
+        try:
+            yield self._file.state()
+        finally:
+            grid.round()
 
-    def _trial(self, state: Mapping[str, Tensor], quantizer: AllocatedQuantizer) -> CheckpointInfo:
-        return written_for_trial(state, **self._options(quantizer))
-
-    def _options(self, quantizer: AllocatedQuantizer) -> dict[str, Any]:
-        """Of ``save_compressed``, for a state with unrounded weights."""
-        coded = {master.data_ptr() for master in self._ready().masters}
-        return {
-            "quantizer": quantizer,
-            "coder": self._coder,
-            "raw_dtype": self._raw_dtype,
-            "compressible": lambda name, tensor: tensor.data_ptr() in coded,
-        }
+    def _blank_grid(self) -> dict[str, Any] | None:
+        """The state of a grid that is not made yet. A distributed checkpoint is loaded into what is there already."""
+        if not self._shards.sharded:
+            return None
+        named = zip(self._constraint.names, self._constraint.parameters, self._shards.parts(), strict=True)
+        masters = {name: placed_as(parameter, part.detach().clone()) for name, parameter, part in named}
+        return {"relative": None, "finest": None, "octaves": 0.0, "masters": masters}

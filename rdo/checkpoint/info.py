@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar, cast
 
 from rdo.checkpoint.container import dtype_name
 from rdo.checkpoint.manifest import INDEX_BYTES, Manifest, Record
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,16 @@ class CheckpointInfo:
                 for tensor in self.tensors
             ],
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CheckpointInfo:
+        """What :meth:`to_json` was made of."""
+        tensors = tuple(_made(TensorInfo, {**tensor, "size": tuple(tensor["size"])}) for tensor in values["tensors"])
+        return _made(cls, {**values, "tensors": tensors})
+
+
+def _made(kind: type[T], values: Mapping[str, Any]) -> T:
+    return kind(**{field.name: values[field.name] for field in fields(cast(Any, kind))})
 
 
 def build_info(manifest: Manifest, stream_bytes: dict[str, int], file_bytes: int) -> CheckpointInfo:

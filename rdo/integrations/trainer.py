@@ -88,6 +88,11 @@ class RateCallback(TrainerCallback):
                 "model.merge_and_unload() returns after the training"
             )
         self.handle = attach(optimizer, model, **self._options)
+        if isinstance(self.handle, TargetAttachment) and self.handle.constraint.shards.sharded:
+            raise ConfigError(
+                "RateCallback saves the state of a size target from one process, which holds a part of sharded weights "
+                "only: call rdo.attach in a training loop of your own (docs/scaling.md), or give lam"
+            )
         if self.resumes_from is not None:
             if not optimizer.state_dict()["state"]:
                 raise CheckpointError(
