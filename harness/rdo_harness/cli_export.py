@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from rdo_harness.tables import human_bytes
 if TYPE_CHECKING:
     from rdo.integrations.exported import Exported
 
-FORMATS = ("compressed-tensors",)
+FORMATS = ("compressed-tensors", "gguf")
 
 _DESCRIPTION = """\
 Write a compressed model folder in a format that other runtimes run. Weights keep their levels: nothing is quantised
@@ -22,10 +23,14 @@ again, and a tensor with more levels than the format holds is refused. Entropy c
 
 compressed-tensors  a folder for vLLM and transformers: linear layers as integers of 4 bits if all their symbols fit,
                     else of 8, with a scale for each row; the rest as plain numbers. Needs the extra
-                    `compressed-tensors`."""
+                    `compressed-tensors`.
+gguf                a file for llama.cpp: Llama models, SmolLM2 among them. Each matrix as Q4_0, Q5_0 or Q8_0, the first
+                    that holds its symbols, its step as every block's scale; the rest as plain numbers. Needs the extra
+                    `gguf`."""
 _EXAMPLES = """\
 examples:
   rdo export llama-rdo/ llama-int4/ --format compressed-tensors
+  rdo export smollm2-rdo/ smollm2.gguf --format gguf
 """
 
 
@@ -39,7 +44,7 @@ def add_command(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, metavar="IN", help="compressed model folder")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, or for gguf a file")
     parser.add_argument("--format", choices=FORMATS, required=True, help="what to write")
     parser.add_argument(
         "--allow-plain",
@@ -52,14 +57,11 @@ def add_command(commands: Commands) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from rdo_harness.model_files import check_output, compressed_file_in
+    from rdo_harness.model_files import compressed_file_in
 
     source, out = arguments.source, arguments.out
     compressed = compressed_file_in(source)
-    check_output(source, out, arguments.force)
-    from rdo.integrations import compressed_tensors
-
-    exported = compressed_tensors.export(source, out, allow_plain=arguments.allow_plain)
+    exported = _exporter(arguments, compressed)(source, out, allow_plain=arguments.allow_plain)
     compressed_bytes = compressed.stat().st_size
     if arguments.json:
         return print_json(
@@ -74,6 +76,24 @@ def _export(arguments: argparse.Namespace) -> int:
         )
     _print(exported, compressed_bytes)
     return 0
+
+
+def _exporter(arguments: argparse.Namespace, compressed: Path) -> Callable[..., Exported]:
+    """What writes the format, once it is sure that the output may be written."""
+    from rdo.errors import ConfigError
+    from rdo_harness.model_files import check_output
+
+    if arguments.format == "gguf":
+        if arguments.out.suffix != ".gguf":
+            raise ConfigError(f"{arguments.out}: loaders know a GGUF file by its name; give one that ends in .gguf")
+        check_output(compressed, arguments.out, arguments.force)
+        from rdo.integrations import gguf
+
+        return gguf.export
+    check_output(arguments.source, arguments.out, arguments.force)
+    from rdo.integrations import compressed_tensors
+
+    return compressed_tensors.export
 
 
 def _print(exported: Exported, compressed_bytes: int) -> None:
