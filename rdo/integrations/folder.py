@@ -13,9 +13,20 @@ WEIGHTS = "model.rdo"
 METHOD = "rdo"
 """``quantization_config["quant_method"]`` of such a folder."""
 
+CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
+_LOADERS = {"ForCausalLM": CAUSAL, "LMHeadModel": CAUSAL, "ForSequenceClassification": CLASSIFIER}
+
 _KEY = "quantization_config"
 _VALUE = {"quant_method": METHOD, "weights": WEIGHTS, "load_with": "import rdo.integrations.transformers"}
 _ENTRY = f"\n  {json.dumps(_KEY)}: " + json.dumps(_VALUE, indent=2).replace("\n", "\n  ") + ","
+
+
+def loader_of(architecture: str) -> str | None:
+    """The class of transformers that loads models of another class, one of config.json's ``architectures``.
+
+    None unless it is a causal language model or a classifier, as the ending of the name says.
+    """
+    return next((loader for ending, loader in _LOADERS.items() if architecture.endswith(ending)), None)
 
 
 def mark_config(text: str) -> str:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 
 from rdo.checkpoint import CheckpointInfo, inspect_compressed, verify_compressed
 from rdo.errors import CheckpointError, ConfigError, DataError
-from rdo.integrations.folder import WEIGHTS
+from rdo.integrations.folder import WEIGHTS, loader_of
 from rdo.integrations.model_folder import PLAIN_SUFFIXES, compressed_file_in
 
 CARD = "README.md"
@@ -27,7 +27,10 @@ def model_card(folder: Path, repository: str, base_model: str | None = None) -> 
     Raises:
         CheckpointError, OSError: the folder's weights cannot be read.
     """
-    info = inspect_compressed(folder / WEIGHTS)
+    return _card(inspect_compressed(folder / WEIGHTS), folder, repository, base_model)
+
+
+def _card(info: CheckpointInfo, folder: Path, repository: str, base_model: str | None) -> str:
     old = folder / CARD
     card = ModelCard(old.read_text(encoding="utf-8") if old.exists() else "---\n{}\n---\n", ignore_metadata_errors=True)
     data: Any = card.data
@@ -84,9 +87,7 @@ def _model_class(folder: Path) -> str:
         kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0])
     except (OSError, ValueError, LookupError, TypeError):
         return "AutoModel"
-    classes = {"ForCausalLM": "AutoModelForCausalLM", "LMHeadModel": "AutoModelForCausalLM"}
-    classes |= {"ForSequenceClassification": "AutoModelForSequenceClassification"}
-    return next((name for ending, name in classes.items() if kind.endswith(ending)), "AutoModel")
+    return loader_of(kind) or "AutoModel"
 
 
 def _listed(counts: Counter[str]) -> str:
@@ -133,11 +134,10 @@ def push(
     if not damaged.sound:
         what = next(iter(damaged.damaged.values()), "it is not what was written (wrong hash)")
         raise CheckpointError(f"{folder / WEIGHTS}: not pushed: {what}")
-    card = model_card(folder, repository, base_model).encode()
+    info = inspect_compressed(folder / WEIGHTS)
+    card = _card(info, folder, repository, base_model).encode()
     operations = [CommitOperationAdd(name, folder / name) for name in names] + [CommitOperationAdd(CARD, card)]
-    message = (
-        message or f"Push weights of {inspect_compressed(folder / WEIGHTS).bits_per_parameter:.2f} bits per parameter"
-    )
+    message = message or f"Push weights of {info.bits_per_parameter:.2f} bits per parameter"
     api = HfApi()
     try:
         api.create_repo(repository, private=private or None, exist_ok=True)

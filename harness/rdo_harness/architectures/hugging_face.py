@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from rdo.errors import ConfigError, DataError
+from rdo.integrations.folder import CAUSAL, CLASSIFIER, loader_of
 from rdo_harness.architectures.base import Architecture, quiet_transformers, seeded
 from rdo_harness.registries import ARCHITECTURES
 
@@ -184,10 +185,11 @@ def local_model(source: Path, longest: int) -> Pretrained:
         ) from error
     positions = getattr(config, "max_position_embeddings", None) or longest + 2
     length = min(positions - 2, longest)  # RoBERTa's begin at 2
-    if str(kind).endswith(("ForCausalLM", "LMHeadModel")):
+    loader = loader_of(str(kind))
+    if loader == CAUSAL:
         return HuggingFaceCausal(path=str(source), max_length=length)
     several = getattr(config, "problem_type", None) in ("regression", "multi_label_classification")
-    if str(kind).endswith("ForSequenceClassification") and not several:
+    if loader == CLASSIFIER and not several:
         return HuggingFaceClassifier(path=str(source), max_length=length)
     raise ConfigError(
         f"{source}: what can be run are causal language models (...ForCausalLM) and classifiers "
