@@ -176,7 +176,7 @@ class SizeTarget:
 
         Raises:
             ConfigError: the training has not yet come to the choice of steps, or no steps give the size.
-            And whatever ``save_compressed`` raises.
+            RdoError: as :func:`~rdo.save_compressed`.
         """
         with self._unrounded() as state:
             self._land(state)
