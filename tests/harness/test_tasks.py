@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,13 @@ from rdo.errors import ConfigError, DataError
 from rdo_harness import data
 from rdo_harness.registries import ARCHITECTURES
 from rdo_harness.tasks import trec, wikitext2
-from rdo_harness.tasks.classification import Example, PreparedClassification, split_by_text, split_of
+from rdo_harness.tasks.classification import (
+    Example,
+    PreparedClassification,
+    TextClassification,
+    split_by_text,
+    split_of,
+)
 from rdo_harness.tasks.trec import LABELS, Trec
 from rdo_harness.tasks.wikitext2 import PreparedBytes, WikiText2Bytes
 
@@ -62,6 +69,29 @@ def test_copies_stay_in_one_split_and_contradictions_leave() -> None:
     shares = {name: len(split) / 2001 for name, split in splits.items()}
     assert shares == pytest.approx({"train": 0.7, "validation": 0.1, "test": 0.2}, abs=0.03)
     assert split_by_text(rows[:10])["train"] == [q for q in splits["train"] if q in rows[:10]], "more rows move none"
+
+
+@pytest.mark.parametrize(
+    ("examples", "told"),
+    [
+        ([Example("hello", "spam")], r"integers from 0 to 1, as its `num_labels` is 2; 'hello' has 'spam'"),  # type: ignore[arg-type]
+        ([Example("hello", 2)], "'hello' has 2"),
+        ([], "must give examples of 'test', and gives none"),
+    ],
+)
+def test_a_task_of_ones_own_hears_what_is_wrong_with_its_data(examples: list[Example], told: str) -> None:
+    @dataclass(frozen=True)
+    class Own(TextClassification):
+        name: ClassVar[str] = "own"
+        version: ClassVar[int] = 1
+        num_labels: ClassVar[int] = 2
+
+        def splits(self, source: str) -> dict[str, list[Example]]:
+            fine = [Example("good", 1)]
+            return {"train": fine, "validation": fine, "test": examples}
+
+    with pytest.raises(ConfigError, match=told):
+        Own().prepare(Words())  # type: ignore[arg-type]
 
 
 def test_an_epoch_shows_each_question_once() -> None:

@@ -57,10 +57,23 @@ class TextClassification(Task):
     def prepare(self, architecture: Architecture) -> PreparedClassification:
         self.check_kind(architecture)
         splits = self.splits(data.resolve_source(self.data_source))
+        self._check(splits)
         limits = {"train": self.train_limit, "validation": self.validation_limit, "test": self.test_limit}
         return PreparedClassification(
             self, architecture, {split: texts[: limits[split] or None] for split, texts in splits.items()}
         )
+
+    def _check(self, splits: dict[str, list[Example]]) -> None:
+        """Say what is wrong with a task's data before PyTorch stumbles over it."""
+        for split in SPLITS:
+            if not splits.get(split):
+                raise ConfigError(f"task {self.name!r}: its `splits` must give examples of {split!r}, and gives none")
+            for example in splits[split]:
+                if type(example.label) is not int or not 0 <= example.label < self.num_labels:
+                    raise ConfigError(
+                        f"task {self.name!r}: labels must be integers from 0 to {self.num_labels - 1}, as its "
+                        f"`num_labels` is {self.num_labels}; {example.text[:40]!r} has {example.label!r}"
+                    )
 
 
 class PreparedClassification(PreparedTask):
