@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -60,7 +60,8 @@ def write_page(found: Sequence[Finished], path: Path, out: Path, scale: str) -> 
         sections=[_section(one, path) for one in found if one.rows],
         missing=[one.suite for one in found if not one.rows],
         seeds=sorted({row["seed"] for one in found for row in one.rows}),
-        commits=sorted({row["commit"] for one in found for row in one.rows}),
+        time=_time([row for one in found for row in one.rows]),
+        commits=sorted({row["commit"][:10] for one in found for row in one.rows}),
     )
     path.write_text(text, encoding="utf-8")
 
@@ -102,6 +103,38 @@ def _budgets(found: Sequence[Finished]) -> Table:
         "median of the trainings."
     )
     return Table("Models, data and budgets", note, header, lines)
+
+
+def _time(rows: Sequence[Row]) -> str:
+    """What all of it took, by the seconds in the rows: as they are, and had the machine always been as quiet."""
+    points = list({row["key"]: row for row in rows}.values())
+    trainings = list({row["training_key"]: row for row in points}.values())
+    training, best_training = _hours(trainings, lambda row: row["training_seconds"])
+    point, best_point = _hours(points, _point_seconds)
+    threads = ", ".join(sorted({f"{row['threads']}" for row in points}))
+    return (
+        f"One after the other, the {len(trainings)} trainings took {training:.1f} h and the {len(points)} points "
+        f"{point:.1f} h (threads: {threads}), the wait for other programs on the machine included; "
+        f"{best_training:.1f} h and {best_point:.1f} h if all had been as quick as the quickest of their model and "
+        "task. Where threads are one, `--jobs 2` on two idle cores takes about half of that. Downloads are not counted."
+    )
+
+
+def _hours(rows: Sequence[Row], seconds: Callable[[Row], float]) -> tuple[float, float]:
+    """The hours that these took, and would have taken at the quickest pace of each model, task and budget."""
+    alike: dict[tuple[object, ...], list[float]] = {}
+    for row in rows:
+        key = (row["architecture"], row["task"], row["train_examples"])
+        alike.setdefault(key, []).append(seconds(row))
+    taken = sum(map(sum, alike.values()))
+    quickest = sum(len(times) * min(times) for times in alike.values())
+    return taken / 3600, quickest / 3600
+
+
+def _point_seconds(row: Row) -> float:
+    """Compression, decoding and evaluation; rows have the time of the test split alone."""
+    evaluated = row["evaluate_seconds"] * (1 + row["validation_items"] / row["test_items"])
+    return float(row["compress_seconds"] + row["decompress_seconds"] + evaluated)
 
 
 def _progress(found: Sequence[Finished]) -> str:

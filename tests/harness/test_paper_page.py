@@ -10,17 +10,27 @@ import pytest
 from rdo_harness import cli
 from rdo_harness.cells import cells, identity
 from rdo_harness.cli_report import finished_rows
+from rdo_harness.paper_page import _time
 from rdo_harness.results import append_row, read_rows
 from rdo_harness.run import rows_path
 from rdo_harness.suite import load_suite, scales_of
 from tests.harness.test_claims import measured
+
+MORE = {
+    "validation_metric": 0.9,
+    "validation_items": 200,
+    "parameters": 10**6,
+    "compress_seconds": 100.0,
+    "decompress_seconds": 20.0,
+    "evaluate_seconds": 160.0,
+}
 
 
 def pretended(suite_name: str) -> list[dict[str, Any]]:
     """A row of made-up numbers for every point of a suite."""
     rows = []
     for cell in cells(load_suite(suite_name)):
-        row = measured("", 5.0 if cell.point.rate is None else 2.0, 360, validation_metric=0.9, parameters=10**6)
+        row = measured("", 5.0 if cell.point.rate is None else 2.0, 360, **MORE)
         rows.append({**row, **identity(cell)})
     return rows
 
@@ -56,6 +66,20 @@ def test_scales_of_a_suite() -> None:
     assert scales_of("paper-fig2") == ["small", "medium", "full"]
     assert scales_of("paper-questions") == ["small"]
     assert scales_of("quickstart") == []
+
+
+def test_the_time_of_all_is_that_of_the_rows() -> None:
+    rows = [
+        {**measured("a", 2.0, 360, **MORE), "key": f"{seconds}-{point}", "training_key": f"{seconds}"}
+        | {"training_seconds": seconds}
+        for seconds in (3600.0, 7200.0)
+        for point in range(5)
+    ]
+    slow = {**rows[0], "evaluate_seconds": 160.0 + 2400.0}
+    told = _time([slow, *rows[1:], slow])
+    # A point takes 100 + 20 + 160 * (1 + 200 / 400) seconds; one takes an hour more.
+    assert "the 2 trainings took 3.0 h and the 10 points 2.0 h (threads: 2)" in told
+    assert "2.0 h and 1.0 h if all had been as quick" in told
 
 
 def test_the_page_says_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
