@@ -198,3 +198,34 @@ def test_methods_with_fewer_seeds_have_hollow_markers() -> None:
     lines = {line.get_label(): line for line in figures.rate_distortion(frame, ["anchor", "mine"]).axes[0].get_lines()}
     assert lines["mine"].get_markerfacecolor() == "white"
     assert lines["anchor"].get_markerfacecolor() != "white"
+
+
+def test_bits_per_byte_are_on_the_right_of_the_same_panel() -> None:
+    text = {"metric_name": "bits_per_byte", "task": "wikitext2-bytes", "architecture": "gpt-small"}
+    rows = [{**point, **text, "metric": point["cross_entropy"] / math.log(2)} for point in ROWS] + ROWS
+    frame = pd.DataFrame(rows).assign(best_coder_bits_per_parameter=lambda f: f["rans_bits_per_parameter"])
+    panels = figures.rate_distortion(frame, ["anchor", "mine"]).axes
+    assert [panel.get_ylabel() for panel in panels if panel.axison] == [
+        "test cross entropy (nats)",
+        "test cross entropy (nats)",
+        "test accuracy",
+    ]
+    [right] = panels[0].child_axes
+    assert right.get_ylabel() == "test bits/byte"
+    right.figure.draw_without_rendering()
+    assert right.get_ylim() == pytest.approx([nats / math.log(2) for nats in panels[0].get_ylim()])
+
+
+def test_crowded_panels_have_bands_over_seeds_only() -> None:
+    rows = [point for seed in range(3) for point in curve("anchor", 1.0, seed=seed)]
+    rows += [point for number in range(8) for point in curve(f"method {number}", 0.7 + 0.01 * number)]
+    frame = pd.DataFrame(rows).assign(best_coder_bits_per_parameter=lambda f: f["rans_bits_per_parameter"])
+    labels = list(dict.fromkeys(frame["label"]))
+    assert len(figures.rate_distortion(frame, labels).axes[0].collections) == 1
+    few = frame[frame["label"].isin(labels[:8])]
+    assert len(figures.rate_distortion(few, labels[:8]).axes[0].collections) == 8
+
+
+def test_settings_that_no_column_is_known_for_stay_apart() -> None:
+    points = [row("mine", 2.0, 0.3, setting=f"keep {keep}") for keep in (0.25, 0.5)]
+    assert len(over_seeds(pd.DataFrame(points))) == 2

@@ -22,9 +22,9 @@ _MOST_LINES = 8
 
 _CAPTIONS = {
     "": "Rate and distortion: lines join the best points of each method; bands are 95 % intervals, over seeds where "
-    "there are several, over test items where there is one. Methods share the test items: their differences are surer "
-    "than bands that overlap suggest. Hollow markers: fewer seeds than others have; as seeds differ, compare them seed "
-    "by seed, in the tables.",
+    "there are several, over test items where there is one (of more than eight methods, those have no band). Methods "
+    "share the test items: their differences are surer than bands that overlap suggest. Hollow markers: fewer seeds "
+    "than others have; as seeds differ, compare them seed by seed, in the tables.",
     "laws": "Histograms of the weights of all matrices after normal training, and the laws fitted to them by their "
     "moments.",
     "weights": "Histograms of the weights of all matrices after each training.",
@@ -39,7 +39,9 @@ _CAPTIONS = {
 }
 
 
-def draw(frame: pd.DataFrame, labels: Sequence[str], trainings: Sequence[Row], paper: str = "") -> list[Drawn]:
+def draw(
+    frame: pd.DataFrame, labels: Sequence[str], trainings: Sequence[Row], paper: str = "", subject: str = ""
+) -> list[Drawn]:
     """The figures of a suite, its main one first.
 
     Args:
@@ -47,6 +49,7 @@ def draw(frame: pd.DataFrame, labels: Sequence[str], trainings: Sequence[Row], p
         labels: of the methods, the anchor first.
         trainings: rows of :mod:`rdo_harness.trainings`; without them there are no figures of weights and steps.
         paper: the table or figure of the paper that the suite repeats.
+        subject: label of the method that the suite is about.
     """
     lines = _lines(frame, trainings)
     normal = [row for _, row in lines if row.get("lam") is None]
@@ -71,7 +74,7 @@ def draw(frame: pd.DataFrame, labels: Sequence[str], trainings: Sequence[Row], p
         return [Drawn("", _CAPTIONS[caption], drawing())] if paper in of_rows or normal else []
     if paper == "table3":  # of coders alone
         return []
-    drawn = [Drawn("", _CAPTIONS[""], rate_distortion(frame, labels))]
+    drawn = [Drawn("", _CAPTIONS[""], rate_distortion(frame, labels, subject))]
     if normal and paper in ("", "table4"):
         drawn += [
             Drawn("sparsity", _CAPTIONS["sparsity"], weights.sparsity_over_depth(lines)),

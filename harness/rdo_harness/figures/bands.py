@@ -29,6 +29,7 @@ SETTING = (
     "dependent",
     "pruner",
     "level",
+    "setting",
 )
 """Columns that tell the operating points of one label apart."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,63 +19,93 @@ if TYPE_CHECKING:
 _OF_TEXT = ("bits_per_byte", "perplexity")
 RATE = "best_coder_bits_per_parameter"
 _BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
+_MOST_BANDS = 8
+"""So many methods have bands that can still be told apart: as many as there are colours."""
 
 
-def rate_distortion(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
-    """One row of two panels per task and architecture: cross entropy and the task's metric over bits per parameter.
+def rate_distortion(frame: pd.DataFrame, labels: Sequence[str], subject: str = "") -> Figure:
+    """Cross entropy over bits per parameter for every task and architecture, and the task's metric beside it.
 
-    Lines join the Pareto front of each method, of means over seeds; points off the front are faint. Bands are 95 %
-    intervals, over seeds or, where there is one seed, over test items. Markers are hollow where a method was measured
-    with fewer seeds than others. The panels are cut where a model is of no more use: at twice the least cross entropy,
-    and at 1.25 times for text, of which most cannot be predicted. They say how many points that leaves out. The first
-    label is the anchor. Lossless methods, at five times the bits of the others and at the quality of the uncompressed
-    model, are named in the corner instead.
+    The bits per byte of text are its cross entropy in another unit, and on the right of the same panel. Lines join the
+    Pareto front of each method, of means over seeds; points off the front are faint. Bands are 95 % intervals, over
+    seeds or, where there is one seed, over test items; of more than eight methods, those of one seed have none. Markers
+    are hollow where a method was measured with fewer seeds than others. The panels are cut where a model is of no more
+    use: at twice the least cross entropy, and at 1.25 times for text, of which most cannot be predicted. They say how
+    many points that leaves out. Lossless methods, at five times the bits of the others and at the quality of the
+    uncompressed model, are named in the corner instead.
+
+    Args:
+        labels: of the methods; the first is the anchor.
+        subject: the method that the suite is about; its line and the anchor's are thicker.
     """
-    groups = list(frame.groupby(["task", "architecture"], sort=False))
-    with panels(len(groups), 2) as (figure, grid):
-        for (losses, metrics), ((task, architecture), whole) in zip(grid, groups, strict=True):
-            group, anchor = whole[~lossless(whole)], whole[whole["label"] == labels[0]]
-            points = {
-                label: over_seeds(group[group["label"] == label]) for label in labels if label in set(group["label"])
-            }
-            for label, part in points.items():
-                fewer = group.loc[group["label"] == label, "seed"].nunique() < group["seed"].nunique()
-                _draw(losses, metrics, part, labels.index(label), label, hollow=fewer)
-            times = 1.25 if whole["metric_name"].iloc[0] in _OF_TEXT else 2.0
-            most = times * group["cross_entropy"].min()
-            shown = group[group["cross_entropy"] <= most]
-            singles = [part for part in points.values() if len(part) == 1 and part["cross_entropy"].iloc[0] <= most]
-            for panel, column in ((losses, "cross_entropy"), (metrics, "metric")):
-                reference = float(anchor[f"uncompressed_{column}"].mean())
-                if math.isfinite(reference):
-                    panel.axhline(reference, label="uncompressed, normal training", **REFERENCE)
-                ends = [float(part[f"{column}{end}"].iloc[0]) for part in singles for end in ("_low", "_high")]
-                fit_to(panel, [value for value in (*shown[column], reference, *ends) if math.isfinite(value)])
-                _note(panel, len(group) - len(shown), times, whole[lossless(whole)])
-                panel.set_xlabel("bits per coded parameter, best coder, tables and scales included")
-            metric = metric_title(str(whole["metric_name"].iloc[0]))
-            losses.set_ylabel("test cross entropy (nats)")
-            metrics.set_ylabel(f"test {metric}")
-            seeds = whole["seed"].nunique()
-            losses.set_title(f"{architecture} on {task}, {seeds} seed{'s' if seeds > 1 else ''}: lower left is better")
-            metrics.set_title(metric)
+    layout: list[tuple[pd.DataFrame, dict[str, pd.DataFrame], str] | None] = []
+    for _, group in frame.groupby(["task", "architecture"], sort=False):
+        columns = ["cross_entropy"] if group["metric_name"].iloc[0] == "bits_per_byte" else ["cross_entropy", "metric"]
+        layout += [None] * (len(layout) % 2 if len(columns) == 2 else 0)  # both in one row
+        lossy = group[~lossless(group)]
+        points = {label: over_seeds(lossy[lossy["label"] == label]) for label in labels if label in set(lossy["label"])}
+        layout += [(group, points, column) for column in columns]
+    with panels(-(-len(layout) // 2), min(2, len(layout))) as (figure, grid):
+        for panel, place in zip((panel for row in grid for panel in row), layout, strict=False):
+            if place is not None:
+                _draw(panel, *place, labels, subject)
     return figure
 
 
-def _draw(losses: Axes, metrics: Axes, points: pd.DataFrame, index: int, label: str, *, hollow: bool) -> None:
+def _draw(
+    panel: Axes,
+    whole: pd.DataFrame,
+    points: dict[str, pd.DataFrame],
+    column: str,
+    labels: Sequence[str],
+    subject: str,
+) -> None:
+    group, anchor = whole[~lossless(whole)], whole[whole["label"] == labels[0]]
+    seeds, metric_name = group.groupby("label")["seed"].nunique(), str(whole["metric_name"].iloc[0])
+    for label, part in points.items():
+        style = look(labels.index(label)) | ({"markerfacecolor": "white"} if seeds[label] < seeds.max() else {})
+        bands = seeds[label] > 1 or len(points) <= _MOST_BANDS
+        style |= {"linewidth": 2.4, "zorder": 3} if label in (labels[0], subject) else {"linewidth": 1.3}
+        _curve(panel, part, column, label, style, bands=bands)
+    reference = float(anchor[f"uncompressed_{column}"].mean())
+    if math.isfinite(reference):
+        panel.axhline(reference, label="uncompressed, normal training", **REFERENCE)
+    times = 1.25 if metric_name in _OF_TEXT else 2.0
+    most = times * group["cross_entropy"].min()
+    shown = group[group["cross_entropy"] <= most]
+    singles = [part for part in points.values() if len(part) == 1 and part["cross_entropy"].iloc[0] <= most]
+    ends = [float(part[f"{column}{end}"].iloc[0]) for part in singles for end in ("_low", "_high")]
+    fit_to(panel, [value for value in (*shown[column], reference, *ends) if math.isfinite(value)])
+    _note(panel, len(group) - len(shown), times, whole[lossless(whole)])
+    panel.set_xlabel("bits per coded parameter, best coder, tables and scales included")
+    panel.set_ylabel("test cross entropy (nats)" if column == "cross_entropy" else f"test {metric_title(metric_name)}")
+    if column == "metric":
+        panel.set_title(metric_title(metric_name))
+        return
+    count = whole["seed"].nunique()
+    panel.set_title(
+        f"{whole['architecture'].iloc[0]} on {whole['task'].iloc[0]}, {count} seed{'s' if count > 1 else ''}: lower "
+        "left is better"
+    )
+    if metric_name == "bits_per_byte":
+        bits = float((group["metric"] / group["cross_entropy"]).median())
+        there_and_back: Any = (lambda nats: nats * bits, lambda value: value / bits)
+        other = panel.secondary_yaxis("right", functions=there_and_back)
+        other.set_ylabel(f"test {metric_title(metric_name)}")
+
+
+def _curve(panel: Axes, points: pd.DataFrame, column: str, label: str, style: dict[str, Any], *, bands: bool) -> None:
     front = pareto_front(list(zip(points[RATE], points["cross_entropy"], strict=True)))
     on_front = points[[point in front for point in zip(points[RATE], points["cross_entropy"], strict=True)]]
     on_front = on_front.sort_values(RATE)
     off_front = points.drop(on_front.index)
-    for axes, column in ((losses, "cross_entropy"), (metrics, "metric")):
-        style = look(index) | ({"markerfacecolor": "white"} if hollow else {})
-        axes.plot(on_front[RATE], on_front[column], linewidth=2.0 if index == 0 else 1.4, label=label, **style)
-        axes.plot(off_front[RATE], off_front[column], alpha=0.3, **(style | {"markersize": 4, "linestyle": "none"}))
-        band = on_front[f"{column}_low"], on_front[f"{column}_high"]
-        if len(on_front) > 1:
-            axes.fill_between(on_front[RATE], *band, color=style["color"], alpha=0.12, linewidth=0)
-        else:
-            axes.vlines(on_front[RATE], *band, color=style["color"], alpha=0.4, linewidth=1.4)
+    panel.plot(on_front[RATE], on_front[column], label=label, **style)
+    panel.plot(off_front[RATE], off_front[column], alpha=0.3, **(style | {"markersize": 4, "linestyle": "none"}))
+    band = on_front[f"{column}_low"], on_front[f"{column}_high"]
+    if bands and len(on_front) > 1:
+        panel.fill_between(on_front[RATE], *band, color=style["color"], alpha=0.12, linewidth=0)
+    elif bands:
+        panel.vlines(on_front[RATE], *band, color=style["color"], alpha=0.4, linewidth=1.4)
 
 
 def _note(panel: Axes, hidden: int, times: float, floors: pd.DataFrame) -> None:

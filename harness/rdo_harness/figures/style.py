@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 REFERENCE: dict[str, Any] = {"color": "0.5", "linewidth": 0.8, "linestyle": ":"}
+_WIDTH = 11.0
 _RC: Any = {"font.size": 10, "svg.fonttype": "path", "axes.titlesize": 11, "svg.hashsalt": "rdo"}
 
 
@@ -52,7 +53,7 @@ def panels(rows: int, columns: int, height: float = 4.4) -> Iterator[tuple[Figur
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(11, height * rows + 0.5), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, height * rows + 0.5), layout="constrained")
         grid = [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
         yield figure, grid
         named: dict[str, Any] = {}
@@ -65,8 +66,8 @@ def panels(rows: int, columns: int, height: float = 4.4) -> Iterator[tuple[Figur
             for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
                 named.setdefault(name, handle)
         widest = max((len(name) for name in named), default=1)
-        columns_of_legend = min(4 if widest < 32 else 2, len(named)) or 1
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns_of_legend, frameon=False)
+        beside = min(4, int(_WIDTH / (0.071 * widest + 0.65)), len(named)) or 1  # inches of a letter and of a line
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=beside, frameon=False)
 
 
 def save(figure: Figure, folder: Path, name: str) -> str:
