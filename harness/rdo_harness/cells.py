@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rdo.errors import ConfigError
 from rdo.files import atomic_write
 from rdo_harness import training
 from rdo_harness.architectures.base import Architecture
@@ -24,8 +25,8 @@ from rdo_harness.results import Row
 from rdo_harness.suite import Part, Suite
 from rdo_harness.tasks.base import PreparedTask, Task
 
-_OF_THE_SUITE = ("suite", "suite_version", "label")
-"""Columns in which equal cells of two suites differ."""
+_OF_THE_SUITE = ("suite", "suite_version", "label", "setting")
+"""Columns that are the cell's, whoever measured it: equal cells of two suites differ in the first three."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
         started = time.perf_counter()
         facts = cell.method.apply(model, cell.point, context, path)
         compressed = time.perf_counter()
+        _check_method(cell.method, facts, path)
         found = cell.method.read(path)
         _fill(model, found.weights)
         decoded = time.perf_counter()
@@ -172,6 +174,7 @@ def identity(cell: Cell) -> Row:
         "suite_version": suite.version,
         "method": cell.method.name,
         "label": cell.method.label,
+        "setting": point.describe(),
         "task": part.task.name,
         "task_version": part.task.version,
         "architecture": cell.architecture.name,
@@ -194,6 +197,20 @@ def identity(cell: Cell) -> Row:
         "train_steps": part.budget.steps,
         "train_examples": part.budget.steps * part.budget.batch_size,
     }
+
+
+def _check_method(method: Method, facts: object, path: Path) -> None:
+    """Say what a method forgot, where Python would only say what follows from that."""
+    if not path.is_file():
+        raise ConfigError(
+            f"method {method.name!r} wrote no file: its `apply` must write a compressed checkpoint to `path`, for "
+            "instance by `return super().apply(model, point, context, path)`"
+        )
+    if not isinstance(facts, dict):
+        raise ConfigError(
+            f"method {method.name!r} returned {facts!r}: its `apply` must return a dict of further columns, or an "
+            "empty one"
+        )
 
 
 @cache

@@ -72,7 +72,7 @@ def add_command(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from rdo_harness.progress import ProgressDisplay
+    from rdo_harness.progress import ProgressDisplay, counted
     from rdo_harness.run import current_rows, rows_path, run
     from rdo_harness.suite import load_suite
 
@@ -101,7 +101,8 @@ def _run(arguments: argparse.Namespace) -> int:
     write_report(console, rows, arguments.out, suite)
     failed = sum("error" in row for row in rows)
     if failed:
-        print(f"rdo: error: {failed} operating points failed; the same command tries them again", file=sys.stderr)
+        failures = f"{counted(failed, 'operating point')} failed"
+        print(f"rdo: error: {failures}; the same command tries again", file=sys.stderr)
     return FAILED if failed else DONE
 
 

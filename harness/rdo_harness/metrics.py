@@ -68,8 +68,8 @@ def bd_rate(anchor: Sequence[Point], test: Sequence[Point]) -> BDRate:
     fronts = [pareto_front([point for point in curve if all(map(math.isfinite, point))]) for curve in (anchor, test)]
     sizes = (len(fronts[0]), len(fronts[1]))
     if min(sizes) < MIN_POINTS:
-        which = "anchor's front" if sizes[0] < MIN_POINTS else "front"
-        return BDRate(None, None, 0.0, sizes, f"{which} has {min(sizes)} of {MIN_POINTS} points")
+        of, size = ("the anchor's", sizes[0]) if sizes[0] < MIN_POINTS else ("its", sizes[1])
+        return BDRate(None, None, 0.0, sizes, f"{of} front has {size} of {MIN_POINTS} points")
     low = max(front[-1][1] for front in fronts)
     high = min(front[0][1] for front in fronts)
     if low >= high:

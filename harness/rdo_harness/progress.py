@@ -45,7 +45,8 @@ class ProgressDisplay:
     def plan(self, trainings: int, points: int, finished: int) -> None:
         self._total_trainings, self._total_points = trainings, points
         kept = f" ({finished} finished earlier and kept)" if finished else ""
-        self.console.print(f"{trainings} trainings and {points} operating points to do{kept}")
+        todo = f"{counted(trainings, 'training')} and {counted(points, 'operating point')} to do"
+        self.console.print(f"{todo}{kept}")
         if points and self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -60,7 +61,7 @@ class ProgressDisplay:
 
     def training(self, cell: Cell, number: int) -> training.Progress:
         rate = cell.point.rate
-        how = "normal training" if rate is None else f"{cell.method.label}, lambda {rate.lam:g}"
+        how = "normal training" if rate is None else f"{cell.method.label}, {rate.describe()}"
         title = (
             f"training {self._trainings + 1}/{self._total_trainings}: {cell.architecture.name}, {how}, seed {cell.seed}"
         )
@@ -127,20 +128,15 @@ class ProgressDisplay:
         return f", ~{max(1, round(left / 60))} min left" if left > 50 else ", under a minute left"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _summary(row: Row) -> str:
-    setting = ", ".join(
-        form.format(row[key])
-        for key, form in (
-            ("lam", "lambda {:g}"),
-            ("sparsity_target", "{:.0%} zeros"),
-            ("step", "step {:.3g}"),
-            ("relative_step", "{:g} sigma"),
-        )
-        if row.get(key) is not None
-    )
     return _line(
         row["label"],
-        setting,
+        row["setting"],
         f"{row['metric']:.4f}",
         f"{row['cross_entropy']:.4f}",
         f"{row['file_bits_per_parameter']:.3f}",
@@ -149,7 +145,7 @@ def _summary(row: Row) -> str:
 
 def _line(label: str, setting: str, metric: str, nats: str, bits: str) -> str:
     """The columns of a finished point; with the clock before them, lines fit into 80 characters."""
-    return f"{label:<19} {setting:<25} {metric:>9} {nats:>6} {bits:>10}"
+    return f"{label:<19} {setting:<25.25} {metric:>9} {nats:>6} {bits:>10}"
 
 
 def _mean(values: list[float], default: float = 0.0) -> float:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_MADE_WITH = ("torch_version", "python_version", "device", "threads", "suite_version")
 _NOT_ON_A_TERMINAL = ("points", "seeds", "BD-rate, file")
 """Columns of the summary that would not fit into 80 characters beside the others."""
 
@@ -124,7 +125,7 @@ def build(
             tables += [operating_points(group, where), papers_presentation(group, labels, where)]
         tables = [*(paper_tables(rows, paper, trainings) if paper else []), *tables]
         notes = _notes(frame)
-        for drawn in figures.draw(frame, labels, trainings, paper):
+        for drawn in figures.draw(frame, labels, trainings, paper, subject):
             name = f"{suite}-{drawn.name}" if drawn.name else suite
             pictures.append(Picture(drawn.caption, figures.save(drawn.figure, out / "figures", name)))
             pngs.append((out / "figures" / f"{name}.png", drawn.caption))
@@ -137,7 +138,8 @@ def build(
         files.append(files[1].with_suffix(".parquet"))
         frame.to_parquet(files[-1], engine="pyarrow", index=False)
     lines = "".join(f"- {note}\n" for note in notes) + "".join(f"- failed: {failure}\n" for failure in failures)
-    files[0].write_text(f"## {suite}\n\n{lines}\n" + "\n".join(table.markdown() for table in tables), encoding="utf-8")
+    sections = "\n".join(table.markdown(level=2) for table in tables)
+    files[0].write_text(f"# {suite}\n\n{lines}\n{sections}", encoding="utf-8")
     files[2].write_text(_page(suite, tables, notes, failures, pictures), encoding="utf-8")
     return Report(summaries, notes, failures, files, pngs)
 
@@ -152,14 +154,15 @@ def _require_pyarrow() -> None:
 def _notes(frame: pd.DataFrame) -> list[str]:
     """Where the numbers come from, and what a reader must know before trusting them."""
     seeds = [str(seed) for seed in sorted(set(frame["seed"]))]
-    commits = sorted(set(frame["commit"]))
-    first = frame.iloc[0]
+    commits = sorted({str(commit)[:10] for commit in frame["commit"]})
+    days = sorted({date[:10] for date in frame["date"]})
+    made = {column: ", ".join(sorted({str(value) for value in frame[column]})) for column in _MADE_WITH}
     notes = [
         f"{len(frame)} operating points; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(seeds)})"
         + ("; one seed cannot tell a small difference from chance" if len(seeds) == 1 else ""),
-        f"commit {', '.join(commits)}; {first['date'][:10]}; torch {first['torch_version']}, Python "
-        f"{first['python_version']}, {first['device']}, {first['threads']} threads; suite version "
-        f"{first['suite_version']}",
+        f"commit {', '.join(commits)}; {' to '.join(dict.fromkeys((days[0], days[-1])))}; torch "
+        f"{made['torch_version']}, Python {made['python_version']}, {made['device']}, threads: {made['threads']}; "
+        f"suite version {made['suite_version']}",
         f"{_budgets(frame)}; trainings took {frame['training_seconds'].min():.0f} to "
         f"{frame['training_seconds'].max():.0f} s",
     ]

@@ -31,8 +31,8 @@ class Table:
     rows: list[list[str]]
     texts: int = 1
 
-    def markdown(self) -> str:
-        """GitHub-flavoured Markdown, columns padded so that the source is readable too."""
+    def markdown(self, level: int = 3) -> str:
+        """GitHub-flavoured Markdown under a heading of this level, padded so that the source is readable too."""
         lines = [self.header, *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
         text = [
@@ -44,7 +44,7 @@ class Table:
             + "|".join("-" * (width + 1) + ("-" if column < self.texts else ":") for column, width in enumerate(widths))
             + "|"
         )
-        return f"### {self.title}\n\n{self.note}\n\n" + "\n".join([text[0], rule, *text[1:]]) + "\n"
+        return f"{'#' * level} {self.title}\n\n{self.note}\n\n" + "\n".join([text[0], rule, *text[1:]]) + "\n"
 
 
 def best_coder(frame: pd.DataFrame) -> pd.Series[float]:
@@ -122,7 +122,7 @@ def saved_by(group: pd.DataFrame, labels: Sequence[str], subject: str, where: st
         told = [result for result in results if result.percent is not None]
         coverage = f"{sum(result.coverage for result in told) / len(told):.0%}" if told else ""
         why = next((result.reason for result in results), "no seed in common")
-        shown = _percent(change) or why
+        shown = _percent(change) or why.replace("the anchor's", "its")  # the line's own method is the anchor
         rows.append([label, str(len(told)), shown, coverage])
     note = (
         f"Mean change in bits at equal test cross entropy if '{subject}' takes the place of each of the others "
@@ -157,36 +157,33 @@ def _smallest(part: pd.DataFrame, reference: pd.DataFrame, metric: str) -> list[
 
 def operating_points(group: pd.DataFrame, where: str) -> Table:
     metric = str(group["metric_name"].iloc[0])
-    header = ["method", "seed", "lambda", "step", "sparsity asked", metric_title(metric), "cross entropy (nats)"]
+    header = ["method", "seed", "setting", metric_title(metric), "cross entropy (nats)"]
     header += [f"{name} (bits)" for name in CODERS] + ["best k", "entropy (bits)", "file (MB)", "zeros", "shape nu"]
     header += ["training (s)", "peak memory (MB)"]
-    rows = []
-    for row in group.to_dict("records"):
-        relative = _number(row.get("relative_step"), ".3g")
-        rows.append(
-            [
-                str(row["label"]),
-                str(row["seed"]),
-                _number(row.get("lam"), "g"),
-                f"{relative} sigma/{row['granularity']}" if relative else _number(row.get("step"), ".4g"),
-                _number(row.get("sparsity_target"), "g"),
-                _number(row["metric"], ".4f"),
-                _number(row["cross_entropy"], ".4f"),
-                *(_number(row[column], ".3f") for column in CODERS.values()),
-                _number(row["exp_golomb_best_k"], ".0f"),
-                _number(row["entropy_bits_per_parameter"], ".3f"),
-                _number(row["file_bytes"] / 1e6, ".3f"),
-                _number(row["sparsity"], ".1%"),
-                _number(row["shape"], ".2f"),
-                _number(row["training_seconds"], ".1f"),
-                _number(row["peak_memory_bytes"] / 1e6, ".0f"),
-            ]
-        )
+    rows = [
+        [
+            str(row["label"]),
+            str(row["seed"]),
+            str(row["setting"]),
+            _number(row["metric"], ".4f"),
+            _number(row["cross_entropy"], ".4f"),
+            *(_number(row[column], ".3f") for column in CODERS.values()),
+            _number(row["exp_golomb_best_k"], ".0f"),
+            _number(row["entropy_bits_per_parameter"], ".3f"),
+            _number(row["file_bytes"] / 1e6, ".3f"),
+            _number(row["sparsity"], ".1%"),
+            _number(row["shape"], ".2f"),
+            _number(row["training_seconds"], ".1f"),
+            _number(row["peak_memory_bytes"] / 1e6, ".0f"),
+        ]
+        for row in group.to_dict("records")
+    ]
     note = (
+        "Steps are absolute, or in units of sigma, the root mean square of a tensor. "
         "Bits are per coded parameter, tables and scales included, except the entropy; the file is everything: header, "
         "raw tensors, checksums. Peak memory is that of the training."
     )
-    return Table(f"Operating points: {where}", note, header, rows)
+    return Table(f"Operating points: {where}", note, header, rows, texts=3)
 
 
 def papers_presentation(group: pd.DataFrame, labels: Sequence[str], where: str) -> Table:
@@ -194,8 +191,7 @@ def papers_presentation(group: pd.DataFrame, labels: Sequence[str], where: str) 
     metric = str(group["metric_name"].iloc[0])
     header = [
         "method",
-        "lambda",
-        "step",
+        "setting",
         metric_title(metric),
         "fixed length",
         "EG0",
@@ -210,14 +206,12 @@ def papers_presentation(group: pd.DataFrame, labels: Sequence[str], where: str) 
     rows = []
     for label in labels:
         part = absolute[absolute["label"] == label]
-        for keys, points in part.groupby(["lam", "step", "relative_step", "sparsity_target"], dropna=False, sort=False):
+        for setting, points in part.groupby("setting", sort=False):
             bits = {name: float(points[CODERS[name]].mean()) for name in columns}
-            step = _number(keys[1], ".4g") or f"{_number(keys[2], '.3g')} sigma"
             rows.append(
                 [
                     label,
-                    _number(keys[0], "g"),
-                    step,
+                    str(setting),
                     _number(points["metric"].mean(), ".4f"),
                     *(f"{bits[name]:.2f}" for name in columns),
                     f"{bits['EG0'] / bits['fixed length']:.0%}",
@@ -228,7 +222,7 @@ def papers_presentation(group: pd.DataFrame, labels: Sequence[str], where: str) 
         "fixed length = 100 %. Against k = 0 alone a baseline looks worse than it is: compare the best k and rANS. "
         "Means over seeds; all bytes of tables and scales counted, which the paper does not."
     )
-    return Table(f"The paper's presentation: {where}", note, header, rows)
+    return Table(f"The paper's presentation: {where}", note, header, rows, texts=2)
 
 
 def _percent(value: Interval | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rdo_harness import training
-from rdo_harness.cells import Cell, cells, failed, finish, trained
+from rdo_harness.cells import Cell, cells, failed, finish, relabelled, trained
 from rdo_harness.results import Row, append_row, read_rows
 from rdo_harness.suite import Suite
 from rdo_harness.workers import Job, Workers
@@ -55,7 +55,7 @@ def work_path(out: Path) -> Path:
 def current_rows(suite: Suite, out: Path) -> list[Row]:
     """Finished rows that belong to the suite as it is now, in its order; the newest where one was run twice."""
     found = {row.get("key"): row for row in read_rows(rows_path(out, suite))}
-    return [found[cell.key] for cell in cells(suite) if cell.key in found]
+    return [relabelled(found[cell.key], cell) for cell in cells(suite) if cell.key in found]
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ def test_there_is_no_figure_without_an_overlap_or_with_few_points() -> None:
     assert bd_rate(ANCHOR, worse).percent is None
     assert bd_rate(ANCHOR, worse).reason == "no overlap"
     few = [*scaled(0.5)[:3], (9.0, 9.0)]
-    assert bd_rate(ANCHOR, few).reason == "front has 3 of 4 points"
-    assert bd_rate(few, ANCHOR).reason == "anchor's front has 3 of 4 points"
+    assert bd_rate(ANCHOR, few).reason == "its front has 3 of 4 points"
+    assert bd_rate(few, ANCHOR).reason == "the anchor's front has 3 of 4 points"
     assert bd_rate(ANCHOR, []).points == (5, 0)
 
 

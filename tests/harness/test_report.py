@@ -22,6 +22,7 @@ def row(label: str, rate: float, loss: float, **more: Any) -> dict[str, Any]:
         "suite_version": 1,
         "method": "rtn" if label == "anchor" else "backslash",
         "label": label,
+        "setting": "step 0.03125",
         "task": "trec",
         "architecture": "minilm",
         "seed": 0,
@@ -104,7 +105,7 @@ def test_the_tables_hold_the_bd_rate_and_the_smallest_size(tmp_path: Path) -> No
 
 def test_the_papers_presentation_takes_fixed_length_as_the_whole(tmp_path: Path) -> None:
     report.build(ROWS, tmp_path, "s")
-    table = (tmp_path / "tables" / "s.md").read_text().split("### The paper's presentation")[1]
+    table = (tmp_path / "tables" / "s.md").read_text().split("## The paper's presentation")[1]
     assert table.count("| 80%") == 2
 
 
@@ -125,7 +126,7 @@ def test_what_the_subject_saves_is_told_against_each_of_the_others(tmp_path: Pat
     rows = [*ROWS, *curve("half", 0.5), *curve("elsewhere", 1.0, seed=7)]
     rows += [r for seed in (1, 2) for r in (*curve("anchor", 0.7, seed=seed), *curve("mine", 0.7, seed=seed))]
     report.build(rows, tmp_path, "s", subject="mine")
-    table = (tmp_path / "tables" / "s.md").read_text().split("### What mine saves: minilm on trec")[1].split("###")[0]
+    table = (tmp_path / "tables" / "s.md").read_text().split("## What mine saves: minilm on trec")[1].split("##")[0]
     cells = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if "|" in line]
     lines = {row[1]: row[2:-1] for row in cells}
     assert lines["anchor"] == ["3", "-10.0 +- 43.0 %", "100%"]  # -30, 0 and 0: t(0.975, 2) * 17.32 / sqrt(3)
@@ -158,7 +159,7 @@ def test_destroyed_models_are_cut_off_the_figure_and_counted() -> None:
 
 def test_a_curve_without_a_figure_says_why(tmp_path: Path) -> None:
     built = report.build([*curve("anchor", 1.0), *curve("mine", 0.7)[:3]], tmp_path, "s")
-    assert built.summaries[0].rows[1][3] == "front has 3 of 4 points"
+    assert built.summaries[0].rows[1][3] == "its front has 3 of 4 points"
 
 
 def test_the_page_stands_alone_and_escapes_labels(tmp_path: Path) -> None:

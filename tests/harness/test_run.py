@@ -58,6 +58,7 @@ def test_a_run_makes_one_complete_row_per_point(tiny_suite: Suite, tmp_path: Pat
     assert recorder.planned == (3, 10, 0)
     assert len(recorder.trainings) == 3  # normal, and one for each lambda
     assert [row["label"] for row in rows] == ["normal + RTN"] * 4 + ["pruning"] * 2 + ["backslash"] * 4
+    assert len({(row["label"], row["setting"]) for row in rows}) == len(rows)
     for row in rows:
         assert "error" not in row, row
         parts = ("header_bytes", "table_bytes", "payload_bytes", "scale_bytes", "raw_bytes")
@@ -122,6 +123,21 @@ def test_a_failing_point_is_recorded_and_tried_again(
     rows = runner.run(tiny_suite, tmp_path, again)
     assert again.planned == (0, 4, 6)
     assert not any("error" in row for row in rows)
+
+
+def test_what_a_method_of_ones_own_forgot_is_told(
+    tiny_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = tiny_suite.restricted(["rtn"], None)
+    write = RoundToNearest.apply
+
+    def write_and_return_nothing(*arguments: Any) -> None:
+        write(*arguments)
+
+    monkeypatch.setattr(RoundToNearest, "apply", lambda *_: {})
+    assert "method 'rtn' wrote no file: its `apply` must write" in runner.run(suite, tmp_path, Recorder())[0]["error"]
+    monkeypatch.setattr(RoundToNearest, "apply", write_and_return_nothing)
+    assert "method 'rtn' returned None: its `apply` must" in runner.run(suite, tmp_path, Recorder())[0]["error"]
 
 
 def test_the_evaluated_weights_are_the_coded_ones(

@@ -48,15 +48,15 @@ class OperatingPoint:
         return config | ({"options": dict(self.options)} if self.options else {})
 
     def describe(self) -> str:
-        """A few words for progress lines."""
+        """The setting in a few words, other for every point of a method."""
         parts = [] if self.rate is None else [self.rate.describe()]
-        parts += [f"sparsity {self.sparsity:g}"] if self.sparsity else []
+        parts += [f"{self.sparsity:.3g} zeros"] if self.sparsity else []
         parts += [f"{name.replace('_', ' ')} {value}" for name, value in self.options.items()]
         config = {} if self.quantizer is None else self.quantizer.config()
         if "step" in config:
             parts.append(f"step {config['step']:.4g}")
         elif "ratio" in config:
-            parts.append(f"step {config['ratio']:g} sigma/{config['granularity']}")
+            parts.append(f"{config['ratio']:g} sigma" + (" of rows" if config["granularity"] == "row" else ""))
         return ", ".join(parts)
 
 
