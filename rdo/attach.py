@@ -19,6 +19,7 @@ from rdo.constraint import RateConstraint
 from rdo.control import Schedule
 from rdo.entropy import EntropyModel
 from rdo.errors import ConfigError
+from rdo.quality import QualityTarget
 from rdo.quantizers import AllocatedQuantizer
 from rdo.rate_report import RateReport
 from rdo.sharding import is_main_process
@@ -156,6 +157,8 @@ def attach(
     lam: float | Schedule | Tensor | None = None,
     bits_per_parameter: float | None = None,
     size_mb: float | None = None,
+    max_loss: float | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
     parameters: Selection = "matrices",
     entropy_model: EntropyModel | str | None = None,
     verbose: bool = True,
@@ -163,11 +166,12 @@ def attach(
     target_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Attachment:
-    """Constrain the rate of a model's weights in every later ``optimizer.step()``: by its price, or by a size.
+    """Constrain the rate of a model's weights in every later ``optimizer.step()``: by its price, a size or a quality.
 
     With ``lam`` training minimises loss + lam * rate (BackSlash). With ``bits_per_parameter`` or ``size_mb`` it
     minimises the loss of a model whose file has that size (:class:`rdo.target.SizeTarget`): the loss sees quantised
-    weights, and the attachment's ``save`` writes the file.
+    weights, and the attachment's ``save`` writes the file. With ``max_loss`` the size follows what ``evaluate``
+    measures, and ``save`` writes the smallest file that is within the limit (:class:`rdo.quality.QualityTarget`).
 
     Works with gradient accumulation, clipping and ``torch.amp.GradScaler``: the term enters once per optimizer step,
     after unscaling and clipping, and not at all when the scaler skips the step.
@@ -178,6 +182,9 @@ def attach(
         model: gives the parameters their names.
         lam: loss per bit per parameter (or the paper's lambda with ``units="paper"``), or a schedule of it.
         bits_per_parameter, size_mb: the size instead: of the whole file, over all stored parameters, or in 10^6 bytes.
+        max_loss: the quality instead: the largest value that ``evaluate`` may have at the end.
+        evaluate: with ``max_loss``, a function that measures a model on data which the training does not see; lower is
+            better. It is called with ``model``.
         parameters: ``"matrices"`` covers trainable floating-point parameters of two or more axes, embeddings
             included; ``"all"`` covers every trainable parameter, as the authors' code does; or a function of name and
             parameter.
@@ -188,13 +195,14 @@ def attach(
             it lies in the cache. Then it enters once per backward pass and before clipping, and not into gradients of
             parameters that the loss does not reach: for training without accumulation, clipping and loss scaling,
             where it gives the same bits as :class:`rdo.loss.RateTerm` without its memory.
-        target_options: with a size, ``pressure``, ``allocation``, ``start``, ``compensated``, ``coder`` and
-            ``raw_dtype`` of :class:`rdo.target.SizeTarget`.
+        target_options: with a size or a quality, ``pressure``, ``allocation``, ``start``, ``compensated``, ``coder``
+            and ``raw_dtype`` of :class:`rdo.target.SizeTarget`, ``every`` and ``begin_bits`` of
+            :class:`rdo.quality.QualityTarget`.
         options: ``apply``, ``units``, ``pooling``, ``scale_by_lr``, ``precondition``, ``fit_to``, ``lam_factors`` of
             :class:`rdo.constraint.RateConstraint`.
 
     Returns:
-        With a size a :class:`TargetAttachment`.
+        With a size or a quality a :class:`TargetAttachment`.
 
     Raises:
         ConfigError: nothing would be covered, or an option is wrong.
@@ -211,13 +219,18 @@ def attach(
             f"the rate constraint would cover nothing: of the model's {total} parameters, {len(trainable)} are "
             f"trainable and in the optimizer, and the selection {parameters!r} takes none of them"
         )
-    sized = bits_per_parameter is not None or size_mb is not None
-    if sized == (lam is not None):
-        raise ConfigError("give either lam, or bits_per_parameter or size_mb; a size finds its own lambda")
+    asked = [value is not None for value in (lam, bits_per_parameter, size_mb, max_loss)]
+    if sum(asked) != 1:
+        raise ConfigError(
+            "give one of lam, bits_per_parameter, size_mb and max_loss; a size and a quality find their own lambda"
+        )
+    if (max_loss is None) != (evaluate is None):
+        raise ConfigError("max_loss and evaluate, a function that measures a model, go together")
+    sized = lam is None
     if sized and in_backward:
         raise ConfigError("in_backward=True goes with lam; a size needs the gradients of the whole step")
     if not sized and target_options:
-        raise ConfigError("target_options go with bits_per_parameter or size_mb")
+        raise ConfigError("target_options go with bits_per_parameter, size_mb or max_loss")
     if lam is None:  # a tensor, which the target sets
         pressure = float((target_options or {}).get("pressure", DEFAULT_PRESSURE))
         lam = torch.zeros((), dtype=torch.float64, device=chosen[0][1].device) if pressure else 0.0
@@ -233,8 +246,13 @@ def attach(
         print(describe(constraint, trainable))
     if not sized:
         return BackwardAttachment(constraint) if in_backward else StepAttachment(constraint, optimizer)
-    sizes: dict[str, Any] = {"bits_per_parameter": bits_per_parameter, "size_mb": size_mb}
-    target = SizeTarget(model, constraint, **sizes, **(target_options or {}))
+    chosen_options = dict(target_options or {})
+    target: SizeTarget
+    if max_loss is not None and evaluate is not None:
+        target = QualityTarget(model, constraint, max_loss=max_loss, evaluate=evaluate, **chosen_options)
+    else:
+        sizes: dict[str, Any] = {"bits_per_parameter": bits_per_parameter, "size_mb": size_mb}
+        target = SizeTarget(model, constraint, **sizes, **chosen_options)
     return TargetAttachment(constraint, target, optimizer)
 
 

@@ -193,6 +193,7 @@ def identity(cell: Cell) -> Row:
             if rate.get("bits")
             else {}
         ),
+        **({"loss_increase": rate["increase"]} if rate.get("increase") is not None else {}),
         **point.options,
         "train_steps": part.budget.steps,
         "train_examples": part.budget.steps * part.budget.batch_size,

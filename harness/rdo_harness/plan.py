@@ -86,9 +86,9 @@ def lines(trainings: Sequence[PlannedTraining]) -> list[list[Any]]:
 def _line(key: tuple[Any, ...], together: list[PlannedTraining]) -> list[Any]:
     name, task, method, steps, basis = key
     rates = [training.cell.point.rate for training in together]
-    lams = dict.fromkeys(f"{rate.lam:g}" for rate in rates if rate is not None and rate.bits is None)
-    sizes = dict.fromkeys(f"{rate.bits:g}" for rate in rates if rate is not None and rate.bits is not None)
-    settings = ", ".join(lams or sizes) + (" bits" if sizes else "")
+    asked = dict.fromkeys(rate.describe() for rate in rates if rate is not None)
+    settings = ", ".join(text.removeprefix("lambda ").removesuffix(" bits") for text in asked)
+    settings += " bits" if any(text.endswith(" bits") for text in asked) else ""
     seeds = dict.fromkeys(str(training.cell.seed) for training in together)
     left = [training for training in together if not training.trained]
     known = [training.seconds for training in left if training.seconds is not None]

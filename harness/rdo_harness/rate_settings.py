@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ class RateSettings:
         on: share of the steps with the rate term on; plain training after that.
         bits: instead of lambda a size, in bits per parameter of the file; the next three are of
             :class:`rdo.target.SizeTarget`.
+        increase: instead of both a quality: how far validation cross entropy may be above that of normal training, as a
+            share of it.
         start: share of the steps before the loss sees rounded weights, None for "decayed", or "settled".
         revision: raised where the same settings come to train another model than before.
     """
@@ -44,9 +47,12 @@ class RateSettings:
     start: float | str | None = later(0.0)
     compensated: bool = later(False)
     revision: int = later(1)
+    increase: float | None = later(None)
 
     def describe(self) -> str:
         """A few words for progress lines."""
+        if self.increase is not None:
+            return f"loss {100 * self.increase:+g} %"
         return f"lambda {self.lam:g}" if self.bits is None else f"{self.bits:g} bits"
 
 
@@ -65,16 +71,26 @@ def parameter_groups(
 
 
 def attach(
-    optimizer: torch.optim.Optimizer, model: nn.Module, architecture: Architecture, steps: int, rate: RateSettings
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    architecture: Architecture,
+    steps: int,
+    rate: RateSettings,
+    quality: Mapping[str, Any],
 ) -> rdo.Attachment | None:
-    """Attach what the settings say to an optimizer: a rate term, or a size; nothing if they ask for weight decay."""
+    """Attach what the settings say to an optimizer: a rate term, a size or a quality; nothing for weight decay.
+
+    Args:
+        quality: ``max_loss`` and ``evaluate`` of :func:`rdo.attach`, if the settings ask for a quality.
+    """
     if rate.units == WEIGHT_DECAY:
         return None
-    if rate.bits is not None:
+    if rate.bits is not None or rate.increase is not None:
         return rdo.attach(
             optimizer,
             model,
             bits_per_parameter=rate.bits,
+            **quality,
             parameters=architecture.compressible,
             entropy_model=entropy_model_from_config(rate.entropy_model),
             verbose=False,

@@ -181,7 +181,15 @@ def _train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (budget.steps - step) / max(budget.steps - warmup, 1))
     )
-    handle = None if rate is None else attach(optimizer, model, architecture, budget.steps, rate)
+    quality: dict[str, Any] = {}
+    if rate is not None and rate.increase is not None:
+        normal = trained(prepared, architecture, budget, None, seed, checkpoint.parent, lambda *_: None)
+        assert normal.validation_cross_entropy is not None
+        quality = {
+            "max_loss": (1.0 + rate.increase) * normal.validation_cross_entropy,
+            "evaluate": lambda model: prepared.evaluate(model, "validation").cross_entropy,
+        }
+    handle = None if rate is None else attach(optimizer, model, architecture, budget.steps, rate, quality)
     observer = WeightObserver(model, architecture)
     stateful = {"optimizer": optimizer, "schedule": schedule, **({} if handle is None else {"rate": handle})}
     history: list[dict[str, float]] = []

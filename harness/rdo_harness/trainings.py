@@ -11,7 +11,10 @@ from rdo_harness.observation import rounded
 from rdo_harness.results import Row, append_row, read_rows
 from rdo_harness.run import work_path
 
-_SHARED = ("task", "architecture", "seed", "lam", "lam_units", "apply", "eps", "regulariser_p", "bits", "train_steps")
+_SHARED = (
+    *("task", "architecture", "seed", "lam", "lam_units", "apply", "eps", "regulariser_p"),
+    *("bits", "loss_increase", "train_steps"),
+)
 """Columns of a point that are those of its training."""
 
 
