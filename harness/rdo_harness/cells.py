@@ -25,7 +25,7 @@ from rdo_harness.results import Row
 from rdo_harness.suite import Part, Suite
 from rdo_harness.tasks.base import PreparedTask, Task
 
-_OF_THE_SUITE = ("suite", "suite_version", "label", "setting")
+_OF_THE_SUITE = ("suite", "suite_version", "label", "setting", "architecture")
 """Columns that are the cell's, whoever measured it: equal cells of two suites differ in the first three."""
 
 
@@ -177,7 +177,7 @@ def identity(cell: Cell) -> Row:
         "setting": point.describe(),
         "task": part.task.name,
         "task_version": part.task.version,
-        "architecture": cell.architecture.name,
+        "architecture": cell.architecture.title,
         "seed": cell.seed,
         "lam": rate.get("lam"),
         "lam_units": rate.get("units"),

@@ -54,19 +54,31 @@ def add_suite(parser: argparse.ArgumentParser, out: str) -> None:
         "--out", type=Path, default=Path("rdo-results"), metavar="DIR", help=f"{out} (default: %(default)s)"
     )
     parser.add_argument("--scale", metavar="SCALE", help="small (default), medium or full, for suites that have scales")
+    parser.add_argument(
+        "--model", metavar="PATH_OR_ID", help="one model in the place of all: a folder, or a name on the hub"
+    )
+
+
+def chosen_suite(arguments: argparse.Namespace) -> Suite:
+    """The suite that these arguments name."""
+    from rdo_harness.suite import load_suite
+
+    suite = load_suite(arguments.suite, arguments.scale)
+    return suite if arguments.model is None else suite.with_model(arguments.model)
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from rdo_harness.run import rows_path
-    from rdo_harness.suite import load_suite
 
     if arguments.suite == _PAPER:
+        if arguments.model is not None:
+            raise ConfigError("--model is for one suite, not for `rdo report paper`")
         return _report_paper(arguments)
     if arguments.page is not None:
         raise ConfigError("--page is for `rdo report paper`; a suite has its page in --out")
-    suite = load_suite(arguments.suite, arguments.scale)
+    suite = chosen_suite(arguments)
     rows = finished_rows(suite, arguments.out)
     if not rows:
         raise ConfigError(

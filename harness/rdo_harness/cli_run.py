@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdo.errors import ConfigError
 from rdo_harness.cli_options import DONE, FAILED, INTERRUPTED, Commands
-from rdo_harness.cli_report import add_suite, write_report
+from rdo_harness.cli_report import add_suite, chosen_suite, write_report
 
 if TYPE_CHECKING:
     from rdo_harness.suite import Suite
@@ -50,9 +50,6 @@ def add_command(commands: Commands) -> None:
         help='run only these methods of the suite, by name or label; a label with a comma in "double quotes"',
     )
     run.add_argument(
-        "--model", metavar="PATH_OR_ID", help="one model in the place of all: a folder, or a name on the hub"
-    )
-    run.add_argument(
         "--dry-run",
         action="store_true",
         help="print what would be trained, what is done of it, and about how long the rest takes",
@@ -74,11 +71,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from rdo_harness.progress import ProgressDisplay, counted
     from rdo_harness.run import current_rows, rows_path, run
-    from rdo_harness.suite import load_suite
 
-    full = load_suite(arguments.suite, arguments.scale)
-    if arguments.model is not None:
-        full = full.with_model(arguments.model)
+    full = chosen_suite(arguments)
     methods = None
     if arguments.methods is not None:  # as a line of CSV, since labels may have commas
         methods = [name.strip() for name in next(csv.reader([arguments.methods], skipinitialspace=True))]

@@ -60,7 +60,7 @@ def plan(suite: Suite, out: Path) -> list[PlannedTraining]:
     for group in groups(suite, out):
         first, points = group.cells[0], len(group.cells)
         budget = first.part.budget
-        measured = seconds_of.get((first.architecture.name, first.part.task.name))
+        measured = seconds_of.get((first.architecture.title, first.part.task.name))
         seconds, basis = None, "unknown"
         if measured:
             seconds, basis = median(measured) * budget.steps * budget.batch_size, "earlier rows"

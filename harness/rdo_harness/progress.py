@@ -62,9 +62,8 @@ class ProgressDisplay:
     def training(self, cell: Cell, number: int) -> training.Progress:
         rate = cell.point.rate
         how = "normal training" if rate is None else f"{cell.method.label}, {rate.describe()}"
-        title = (
-            f"training {self._trainings + 1}/{self._total_trainings}: {cell.architecture.name}, {how}, seed {cell.seed}"
-        )
+        of_all = f"{self._trainings + 1}/{self._total_trainings}"
+        title = f"training {of_all}: {cell.architecture.title}, {how}, seed {cell.seed}"
         self.console.print(f"{self._clock()} {title}{self._left()}")
         begun, last = time.perf_counter(), 0.0
 

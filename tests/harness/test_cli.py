@@ -64,8 +64,10 @@ def test_a_dry_run_trains_nothing_and_says_how_long(
         assert cli.main(["run", "paper-table4", "--scale", scale, "--dry-run", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "meta-llama/Llama-3.2-1B" in printed
-    assert "to do: 15 of 15 trainings (15 of unknown time); 15 of 15 operating points" in printed
+    assert "to do: 15 of 15 trainings (about 0.8 h of training); 15 of 15 operating points" in printed
     assert "to do: 12 of 12 trainings (about 10.0 h of training); 12 of 12 operating points" in printed
+    assert cli.main(["run", str(tiny_suite_file), "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert "to do: 3 of 3 trainings (3 of unknown time); 10 of 10 operating points" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert cli.main(["run", str(tiny_suite_file), "--out", str(tmp_path / "out")]) == 0
     capsys.readouterr()

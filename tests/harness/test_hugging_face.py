@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rdo.errors import ConfigError, DataError
+from rdo_harness.cells import cells, identity
 from rdo_harness.registries import ARCHITECTURES, TASKS
 from rdo_harness.suite import Suite, load_suite
 from rdo_harness.tasks.wikitext2_tokens import PreparedTokens, WikiText2
@@ -132,6 +133,11 @@ def test_a_suite_with_another_model(tiny_suite: Suite, folder: Path) -> None:
     assert (architecture.name, architecture.path) == ("hf-classifier", str(folder))  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="for models over bytes"):
         load_suite("language-model").with_model(str(folder))
+    assert architecture.title == folder.name
+    several = load_suite("paper-table4", "full")
+    models = {identity(cell)["architecture"] for cell in cells(several)}
+    assert len(models) == sum(len(part.architectures) for part in several.parts), "reports keep them apart by it"
+    assert "bert-base-uncased" in models
 
 
 def test_a_file_in_parts_is_put_together_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,11 @@ class Architecture(ABC):
     """The longest input, in tokens; longer texts are cut."""
 
     @property
+    def title(self) -> str:
+        """What rows, tables and figures call it: other for every model of a suite."""
+        return self.name
+
+    @property
     def pad_id(self) -> int:
         """What batches are filled up with behind the end of a text; it is masked and never counts."""
         return 0

@@ -39,6 +39,10 @@ class Pretrained(Architecture):
     max_length: int = 128
     gradient_checkpointing: bool = False
 
+    @property
+    def title(self) -> str:
+        return Path(self.path).name or self.name
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         found = self.tokenizer()(list(texts), truncation=True, max_length=self.max_length)
         return [list(ids) for ids in found["input_ids"]]
