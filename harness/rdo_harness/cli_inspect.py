@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from rdo.checkpoint import TensorInfo
 
 _INSPECT = """\
-List the tensors of a compressed checkpoint and account for every byte of it, from its header alone; plain safetensors
-files and model directories are listed, too."""
+List the tensors of a compressed checkpoint and account for every byte of it, from its header alone. Of plain
+safetensors files and model directories it says what `rdo compress` does by default: tensors of two dimensions and more
+(experts in one tensor have three) are coded, the others stored raw."""
 _INSPECT_EXAMPLES = """\
 examples:
   rdo inspect model.rdo
@@ -104,21 +105,29 @@ def _tensor_row(tensor: TensorInfo) -> list[Any]:
 
 
 def _inspect_plain(path: Path, as_json: bool) -> int:
+    from rdo.checkpoint import is_compressible
     from rdo.checkpoint.container import dtype_name
     from rdo_harness.model_files import plain_tensors, weight_files
 
+    rows: list[dict[str, Any]] = []
+    of_rank: dict[tuple[int, str], list[int]] = {}
     with plain_tensors(path) as tensors:
-        rows = [
-            {"name": name, "dtype": dtype_name(tensor.dtype), "size": list(tensor.shape), "bytes": tensor.nbytes}
-            for name, tensor in tensors.items()
-        ]
+        for name, tensor in tensors.items():
+            how = "coded" if is_compressible(name, tensor) else "raw"
+            described = {"name": name, "dtype": dtype_name(tensor.dtype), "size": list(tensor.shape)}
+            rows.append({**described, "bytes": tensor.nbytes, "by_default": how})
+            of_rank.setdefault((tensor.ndim, how), []).append(tensor.numel())
         parameters = sum(tensor.numel() for tensor in tensors.values())
     file_bytes = sum(file.stat().st_size for file in weight_files(path))
     if as_json:
         totals = {"format": "safetensors", "parameters": parameters, "file_bytes": file_bytes}
         return print_json({**totals, "tensors": rows})
-    columns = ("tensor", "dtype", "size", "bytes")
-    print_table(columns, [[row["name"], row["dtype"], _size(row["size"]), row["bytes"]] for row in rows])
+    columns = ("tensor", "by default", "dtype", "size", "bytes")
+    keys = ("name", "by_default", "dtype")
+    print_table(columns, [[*(row[key] for key in keys), _size(row["size"]), row["bytes"]] for row in rows])
+    print()
+    ranks = [[rank, how, len(sizes), sum(sizes)] for (rank, how), sizes in sorted(of_rank.items())]
+    print_table(("dimensions", "by default", "tensors", "parameters"), ranks)
     print(f"\nplain safetensors: {len(rows):,} tensors, {parameters:,} parameters, {file_bytes:,} bytes", end=" ")
     print(f"({human_bytes(file_bytes)})")
     return 0

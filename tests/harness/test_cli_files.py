@@ -178,6 +178,24 @@ def test_inspect_accounts_for_every_byte(plain: Path, capsys: pytest.CaptureFixt
     assert "32x64" in capsys.readouterr().out
 
 
+def test_inspect_says_what_of_a_plain_file_will_be_coded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {"norm": torch.ones(8), "experts": torch.randn(3, 4, 8), "router": torch.randn(3, 8)}
+    (folder := tmp_path / "model").mkdir()
+    save_file(tensors | {"positions": torch.arange(6).reshape(1, 6)}, folder / "model.safetensors")
+    report = run_json(capsys, "inspect", folder)
+    said = {row["name"]: row["by_default"] for row in report["tensors"]}
+    assert said == {"norm": "raw", "experts": "coded", "router": "coded", "positions": "raw"}
+    assert cli.main(["compress", str(folder), str(tmp_path / "small")]) == 0
+    coded = {tensor.name for tensor in inspect_compressed(tmp_path / "small" / "model.rdo").tensors if tensor.coder}
+    assert coded == {name for name, how in said.items() if how == "coded"}
+    capsys.readouterr()
+    assert cli.main(["inspect", str(folder)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["experts", "coded", "float32", "3x4x8", "384"] in lines
+    assert ["3", "coded", "1", "96"] in lines
+    assert ["1", "raw", "1", "8"] in lines
+
+
 def run_json_after_reset(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     capsys.readouterr()
     return run_json(capsys, *arguments)
