@@ -15,7 +15,7 @@ from rdo.checkpoint.container import Bytes, Entry, bytes_of, write_safetensors
 from rdo.checkpoint.opened import target_dtype
 from rdo.errors import ConfigError, IntegrationError
 from rdo.integrations.exported import Exported, Levels, levels_of, refuse
-from rdo.integrations.model_folder import PLAIN, compressed_file, write_model
+from rdo.integrations.model_folder import PLAIN, compressed_file, configuration, write_model
 
 try:
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
@@ -120,15 +120,13 @@ def _linear_layers(source: Path, compressed: CompressedFile) -> set[str]:
     layer, which the format leaves plain by custom, is not among them."""
     import transformers
 
+    config, kind = configuration(source)
     try:
-        config: Any = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        model_class = getattr(transformers, config.architectures[0])
         with torch.device("meta"):
-            model = model_class._from_config(config)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+            model: Any = getattr(transformers, kind)._from_config(config)
+    except (ValueError, AttributeError, TypeError) as error:
         raise ConfigError(
-            f"{source}: expected a model folder whose config.json names a class of transformers under `architectures` "
-            f"({error})"
+            f"{source}: transformers {transformers.__version__} cannot make a {kind} ({error})"
         ) from error
     known = model.state_dict().keys()
     strange = next((name for name in compressed.records if name not in known), None)

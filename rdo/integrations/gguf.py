@@ -24,7 +24,7 @@ from rdo.errors import ConfigError, IntegrationError
 from rdo.files import explain_full_disk
 from rdo.integrations.exported import Exported, Levels, levels_of, refuse
 from rdo.integrations.gguf_blocks import BLOCK, WIDTHS, pack
-from rdo.integrations.model_folder import compressed_file
+from rdo.integrations.model_folder import compressed_file, configuration
 
 try:
     import gguf
@@ -172,16 +172,7 @@ def _order(name: str, rows: int, config: Any) -> Tensor | None:
 
 
 def _llama_config(source: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        [kind] = config.architectures
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{source}: expected a model folder whose config.json names a class of transformers under `architectures` "
-            f"({error})"
-        ) from error
+    config, kind = configuration(source)
     if kind != _MODEL:
         raise ConfigError(
             f"{source}: to GGUF only {_MODEL} is exported, not {kind}; use llama.cpp's own converter on the folder "

@@ -56,6 +56,25 @@ def weight_files(path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
+def configuration(source: Path) -> tuple[Any, str]:
+    """The configuration of a model folder, as transformers reads it, and the name of the class that it is for.
+
+    Raises:
+        ConfigError: it names none, or several.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        [kind] = config.architectures
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{source}: expected a folder of transformers whose config.json names its class under `architectures` "
+            f"({error})"
+        ) from error
+    return config, str(kind)
+
+
 @contextmanager
 def plain_tensors(path: Path) -> Iterator[dict[str, Tensor]]:
     """The tensors of a file or model directory, mapped into memory: pages are read when they are used.

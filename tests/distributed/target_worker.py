@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from worker import whole
+from worker import all_reduced_by, whole
 
 import rdo
 from rdo.attach import TargetAttachment
@@ -167,24 +167,12 @@ def counted() -> dict[str, Any]:
     """The sizes of the all-reduces of some optimizer steps, beside those of FSDP2 itself."""
     model = fsdp()
     optimizer, _ = sized(model)
-    original, sizes = dist.all_reduce, {}
+    sizes = {}
     for step in range(30):
-        train(model, optimizer, range(step, step))
         inputs, labels = batch(step)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), labels).backward()
-        seen: list[int] = []
-
-        def counting(tensor: Tensor, *args: Any, seen: list[int] = seen, **options: Any) -> Any:
-            seen.append(tensor.numel())
-            return original(tensor, *args, **options)
-
-        dist.all_reduce = counting
-        try:
-            optimizer.step()
-        finally:
-            dist.all_reduce = original
-        sizes[step] = seen
+        sizes[step] = all_reduced_by(optimizer.step)
     return {"sizes": sizes}
 
 

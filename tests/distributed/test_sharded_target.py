@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("target_worker.py")
+from tests.distributed.launch import launch, read
+
 SIZES = (2, 3)
 KINDS = ("fsdp", "ddp", "hsdp", "rows", "offload", "resumed-10", "resumed-30")
 TENSORS, BINS = 3, 2048
@@ -21,22 +16,9 @@ TENSORS, BINS = 3, 2048
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All scenarios, in three launches: one process, three, and two that resume what three have saved."""
     out = tmp_path_factory.mktemp("sharded")
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    for launcher in ([sys.executable], [*torchrun, "3"], [*torchrun, "2"]):
-        run = subprocess.run(
-            [*launcher, str(WORKER), str(out)], capture_output=True, text=True, env=environment, timeout=600, cwd=ROOT
-        )
-        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-8000:]
+    launch("target_worker.py", out)
     return out
-
-
-def read(results: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((results / f"{name}.json").read_text())
-    return found
 
 
 def differences(found: dict[str, list[float]], expected: dict[str, list[float]]) -> torch.Tensor:

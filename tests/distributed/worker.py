@@ -155,25 +155,29 @@ def fails_everywhere() -> dict[str, Any]:
 def counted() -> dict[str, Any]:
     """How many collectives a step takes, and of how many numbers, beside those of FSDP2 itself."""
     sizes: dict[str, list[int]] = {}
-    original = dist.all_reduce
     for pooling in ("global", "tensor"):
         model = fsdp()
         optimizer = optimizer_of(model)
         rdo.attach(optimizer, model, lam=0.3, pooling=pooling, verbose=False)
         loss_of(model).backward()
-        seen: list[int] = []
-
-        def counting(tensor: Tensor, *args: Any, seen: list[int] = seen, **options: Any) -> Any:
-            seen.append(tensor.numel())
-            return original(tensor, *args, **options)
-
-        dist.all_reduce = counting
-        try:
-            optimizer.step()
-        finally:
-            dist.all_reduce = original
-        sizes[pooling] = seen
+        sizes[pooling] = all_reduced_by(optimizer.step)
     return {"sizes": sizes}
+
+
+def all_reduced_by(call: Callable[[], Any]) -> list[int]:
+    """How many numbers each all-reduce of a call has."""
+    original, seen = dist.all_reduce, []
+
+    def counting(tensor: Tensor, *args: Any, **options: Any) -> Any:
+        seen.append(tensor.numel())
+        return original(tensor, *args, **options)
+
+    dist.all_reduce = counting
+    try:
+        call()
+    finally:
+        dist.all_reduce = original
+    return seen
 
 
 def resumable(model: nn.Module) -> tuple[torch.optim.Optimizer, rdo.Attachment]:

@@ -13,6 +13,7 @@ import torch
 
 from rdo.errors import ConfigError, DataError
 from rdo.integrations.folder import CAUSAL, CLASSIFIER, loader_of
+from rdo.integrations.model_folder import configuration
 from rdo_harness.architectures.base import Architecture, quiet_transformers, seeded
 from rdo_harness.registries import ARCHITECTURES
 
@@ -177,19 +178,10 @@ def local_model(source: Path, longest: int) -> Pretrained:
     Raises:
         ConfigError: it is neither a causal language model nor a classifier of one label.
     """
-    from transformers import AutoConfig
-
-    try:
-        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        [kind] = config.architectures
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{source}: to run the model it takes a folder of transformers whose config.json names its "
-            f"class under `architectures` ({error})"
-        ) from error
+    config, kind = configuration(source)
     positions = getattr(config, "max_position_embeddings", None) or longest + 2
     length = min(positions - 2, longest)  # RoBERTa's begin at 2
-    loader = loader_of(str(kind))
+    loader = loader_of(kind)
     if loader == CAUSAL:
         return HuggingFaceCausal(path=str(source), max_length=length)
     several = getattr(config, "problem_type", None) in ("regression", "multi_label_classification")
