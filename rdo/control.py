@@ -78,6 +78,11 @@ class Decayed:
 
     def __call__(self, optimizer: Optimizer) -> bool:
         """Look at the learning rate of the step to come."""
-        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        rate = largest_rate(optimizer)
         self.peak = max(self.peak, rate)
         return self.peak > 0.0 and rate <= self.share * self.peak
+
+
+def largest_rate(optimizer: Optimizer) -> float:
+    """The largest learning rate of any group."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)

@@ -7,10 +7,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.optim import Optimizer
 
 from rdo.calibration import InputRecorder, steps_by_sensitivity
-from rdo.control import Decayed
+from rdo.control import Decayed, largest_rate
 from rdo.errors import ConfigError
 from rdo.pressure import squares_of
 from rdo.sharding import Shards
@@ -19,9 +20,16 @@ MEASURED_STEPS = 20
 """Optimizer steps over which squared gradients and inputs are averaged, just before weights are rounded."""
 DECAYED = 0.4
 """Share of its peak to which the learning rate falls before rounding begins late."""
-SETTLED = 0.15
+SETTLED = 0.1
 """What the steps' relations change from the first half of these to the second if the model knows its task: octaves, the
 root mean square over all weights. A small GPT that trains on has 0.04, MiniLM with a new classifier 0.4."""
+AGREEMENT = 1.0
+"""Squared length of the sum of the gradients of these steps, over the sum of their squared lengths, below which a model
+moves as far as it wants to: 1 if each points in a direction of its own, less if a step takes back what the one before
+has done, the number of steps if all agree. A small GPT that trains on has 0.6, MiniLM with a new classifier 2, and 5 as
+long as the learning rate is almost zero."""
+_SKETCH = 256
+"""Numbers that stand for the direction of a gradient; its length in them is right within 9 % (one standard error)."""
 
 Start: TypeAlias = int | Literal["settled", "decayed"]
 
@@ -34,7 +42,8 @@ class Measurement:
         shards: of these.
         start: optimizer steps before rounding; ``"decayed"`` for those until the learning rate has fallen to 0.4 of its
             peak, and 20 more; ``"settled"`` for 20 if these show that the sensitivities of the tensors hardly move
-            against one another, as those of a model do that trains on, and as with ``"decayed"`` if not.
+            against one another, as those of a model do that trains on, and as with ``"decayed"`` if not; while the
+            learning rate rises and all gradients still point the same way, another 20 decide.
         inputs: whether to record the inputs of matrices; not if a settled model is rounded early.
 
     Raises:
@@ -54,6 +63,8 @@ class Measurement:
         self.recorder: InputRecorder | None = None
         first = next(iter(weights.values()))
         self._sensitivity = torch.zeros(len(weights), dtype=torch.float64, device=first.device)
+        self._direction = self._sensitivity.new_zeros(_SKETCH)
+        self._rate = self._earlier_rate = 0.0
 
     @property
     def when(self) -> str:
@@ -65,15 +76,18 @@ class Measurement:
     def before_step(self, step: int, optimizer: Optimizer) -> None:
         """Look at the learning rate and the gradients."""
         if self._decayed(optimizer) and self.start is None:
-            self._stop_comparing()
+            self._forget(comparing=False)
             self.start = step + MEASURED_STEPS
+        if self._comparing:
+            self._rate = largest_rate(optimizer)
+            self._direction += self._sketch(self._shards.known_gradients())
         if self._comparing or self._near(step):
             self._sensitivity += self._mean_squares(self._shards.known_gradients())
 
     def _compare(self, step: int) -> None:
         """Compare the sensitivities of the two halves of the first steps, once there are both."""
         if self._earlier is None:
-            self._earlier = self._sensitivity.clone()
+            self._earlier, self._earlier_rate = self._sensitivity.clone(), self._rate
             return
         halves = [self._earlier, self._sensitivity - self._earlier]
         earlier, now = (
@@ -82,15 +96,20 @@ class Measurement:
         counts = torch.tensor([weight.numel() for weight in self._weights.values()], dtype=torch.float64)
         share, change = counts / counts.sum(), now - earlier
         change -= (share * change).sum()
-        if float((share * change.square()).sum().sqrt()) < SETTLED:
+        settled = float((share * change.square()).sum().sqrt()) < SETTLED
+        squares = float((counts * self._sensitivity.cpu()).sum())
+        # While the learning rate rises, a model with a new task may just not have moved yet.
+        moved = 0.0 < self._rate <= self._earlier_rate or float(self._direction.square().sum()) < AGREEMENT * squares
+        if settled and moved:
             self.start, self._wanted, self._comparing, self._earlier = step, False, False, None
         else:
-            self._stop_comparing()
+            self._forget(comparing=settled)
 
-    def _stop_comparing(self) -> None:
-        """Forget what was measured: rounding begins late."""
-        self._comparing, self._earlier = False, None
+    def _forget(self, *, comparing: bool) -> None:
+        """Begin to measure again, to compare once more or when rounding is near."""
+        self._comparing, self._earlier = comparing, None
         self._sensitivity.zero_()
+        self._direction.zero_()
 
     def after_step(self, step: int) -> bool:
         """Whether weights are to be rounded now; records the inputs of the steps to come if that is near."""
@@ -118,6 +137,8 @@ class Measurement:
             "comparing": self._comparing,
             "earlier": None if self._earlier is None else self._earlier.tolist(),
             "peak": self._decayed.peak,
+            "rates": [self._earlier_rate, self._rate],
+            "direction": self._direction.tolist(),
             "sensitivity": self._sensitivity.tolist(),
             "inputs": None if self.recorder is None else self.recorder.state_dict(),
         }
@@ -128,12 +149,30 @@ class Measurement:
         self._comparing = bool(state["comparing"])
         self._earlier = None if state["earlier"] is None else self._sensitivity.new_tensor(state["earlier"])
         self._sensitivity.copy_(torch.tensor(state["sensitivity"], dtype=torch.float64))
+        self._earlier_rate, self._rate = map(float, state["rates"])
+        self._direction.copy_(torch.tensor(state["direction"], dtype=torch.float64))
         if state["inputs"] is not None:
             self.recorder = InputRecorder(self._model, self._weights)
             self.recorder.load_state_dict(state["inputs"])
 
     def _near(self, step: int) -> bool:
         return self.start is not None and step >= self.start - MEASURED_STEPS
+
+    def _sketch(self, parts: Sequence[Tensor | None]) -> Tensor:
+        """Random sums of all elements, float64 [256], the same ones in every step: the count sketch.
+
+        Its squared length is on the mean that of all elements (Charikar, Chen and Farach-Colton, ICALP 2002).
+        """
+        sums = self._sensitivity.new_zeros(len(parts), _SKETCH)
+        for number, part in enumerate(parts):
+            if part is not None and part.numel():
+                # Elements of a tensor that processes share out have signs of their own in each.
+                seed = number + (len(parts) * torch.distributed.get_rank() if self._shards.sharded else 0)
+                generator = torch.Generator(part.device).manual_seed(seed)
+                signs = torch.randint(2, (part.numel(),), generator=generator, device=part.device)
+                elements = part.reshape(-1).to(torch.float32) * (2 * signs - 1)
+                sums[number] = pad(elements, (0, -len(elements) % _SKETCH)).view(-1, _SKETCH).sum(0)
+        return self._shards.sums(sums).sum(0)
 
     def _mean_squares(self, parts: Sequence[Tensor | None]) -> Tensor:
         """Mean of the squares of whole tensors from what each process holds of them, float64 [T]; 0 without one."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rdo.constraint import RateConstraint
+from rdo.control import largest_rate
 from rdo.errors import ConfigError
 from rdo.target import SizeTarget
 
@@ -75,7 +76,7 @@ class QualityTarget(SizeTarget):
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
-        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        rate = largest_rate(optimizer)
         self._peak = max(self._peak, rate)
         self._share = rate / self._peak if self._peak else 1.0
         super().before_step(optimizer)

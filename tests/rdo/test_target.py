@@ -219,6 +219,35 @@ def test_rounding_begins_early_if_sensitivities_have_settled(turn: int, start: i
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_model_in_its_warm_up_is_not_taken_for_settled_before_it_moves() -> None:
+    """As long as the learning rate rises and all gradients point the same way, another look is taken."""
+    model = Two(1_000_000)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    handle = rdo.attach(optimizer, model, bits_per_parameter=6.0, verbose=False)
+    assert isinstance(handle, TargetAttachment)
+    for step in range(125):
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(step / 90, 1.0)
+        train(model, optimizer, range(step, step + 1))
+    # The rate rises in the steps 80 to 99; it did no longer from 100 to 119.
+    assert handle.target.measurement.start == 120
+
+
+def test_direction_has_the_length_of_the_sum_of_gradients() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    handle = rdo.attach(optimizer, model, bits_per_parameter=6.0, verbose=False, target_options={"pressure": 0.0})
+    assert isinstance(handle, TargetAttachment)
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    total = [torch.zeros_like(matrix) for matrix in matrices]
+    for step in range(15):
+        train(model, optimizer, range(step, step + 1))
+        for matrix, seen in zip(matrices, total, strict=True):
+            assert matrix.grad is not None
+            seen += matrix.grad
+    squares = sum(float(seen.square().sum()) for seen in total)
+    assert float(handle.target.measurement._direction.square().sum()) == pytest.approx(squares, rel=0.3)
+
+
 def test_compensation_leaves_less_error_than_rounding_alone() -> None:
     losses = []
     for compensated in (False, True):
