@@ -18,8 +18,8 @@ from rdo_harness.architectures.hugging_face import HuggingFaceClassifier, Pretra
 
 Progress = Callable[[int, int, str], None]
 
-_WINDOWS, _WINDOW = 64, 512
-"""Pieces of the text that a language model reads, and their length in tokens."""
+_TOKENS, _WINDOW = 32_768, 512
+"""How much of the text a language model reads, and in pieces of which length, in tokens: at most."""
 _LINES = 256
 """Lines of it that a classifier reads."""
 
@@ -146,7 +146,7 @@ def _passages(reader: Pretrained, text: Path) -> list[Tensor]:
     else:
         tokens = reader.encode_all(content)
         starts = range(0, len(tokens) - reader.max_length + 1, reader.max_length)
-        ids = [tokens[start : start + reader.max_length] for start in _spread(starts, _WINDOWS)]
+        ids = [tokens[start : start + reader.max_length] for start in _spread(starts, _TOKENS // reader.max_length)]
         ids = ids or [tokens]  # a text shorter than a window
     ids = [one for one in ids if len(one) > 1]
     if not ids:
