@@ -205,7 +205,7 @@ def check_coder(coder: EntropyCoder, symbols: np.ndarray[Any, np.dtype[np.int32]
 
 
 def check_method(method_type: type[Method]) -> None:
-    """Every option but lambdas, sizes and steps has a default, the label is the name, and points are distinct."""
+    """Every option but lambdas, sizes, qualities and steps has a default, the label is the name, points are distinct."""
     names = {field.name for field in fields(method_type)}
     if issubclass(method_type, Lossless):
         (point,) = method_type().points()
@@ -214,9 +214,9 @@ def check_method(method_type: type[Method]) -> None:
             method_type(steps=("2^-6",))
         return
     peer = issubclass(method_type, PeerMethod)
-    sized = "bits" in names and not peer
-    required: dict[str, Any] = {"bits": (1.5, 3.0)} if sized else {"lams": (0.1, 1.0)} if "lams" in names else {}
-    steps: dict[str, Any] = {} if sized else {"relative_steps": (), "steps": ("2^-6", "2^-4")}
+    goal = next((name for name in ("bits", "increases") if name in names and not peer), None)
+    required: dict[str, Any] = {goal: (1.5, 3.0)} if goal else {"lams": (0.1, 1.0)} if "lams" in names else {}
+    steps: dict[str, Any] = {} if goal else {"relative_steps": (), "steps": ("2^-6", "2^-4")}
     method = method_type(**steps, **required)
     assert method.label == method.name
     assert method_type(label="another", **steps, **required).label == "another"
@@ -226,9 +226,11 @@ def check_method(method_type: type[Method]) -> None:
     assert len(points) >= 2
     assert all(point not in points[:index] for index, point in enumerate(points))
     assert all(point.describe() for point in points)
-    if sized:
-        assert {point.rate.bits if point.rate else point.options["bits"] for point in points} == {1.5, 3.0}
-        with pytest.raises(ValueError, match="at least one size"):
+    if goal:
+        option = {"bits": "bits", "increases": "increase"}[goal]
+        asked = {getattr(point.rate, option) if point.rate else point.options[option] for point in points}
+        assert asked == {1.5, 3.0}
+        with pytest.raises(ValueError, match="at least one (size|quality)"):
             method_type()
         return
     assert {quantizer.config()["step"] for quantizer in method.quantizers()} == {2.0**-6, 2.0**-4}

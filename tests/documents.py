@@ -115,7 +115,7 @@ def _bash(script: str, where: str) -> str:
 
 
 def _compare(printed: str, block: Block, where: str) -> None:
-    roughly = "something like" in block.before
+    roughly = "something like" in block.before.lower()
     expected, found = (_without_numbers(text) if roughly else _stripped(text) for text in (block.text, printed))
     assert found == expected, f"{where} says\n{block.text}\nand this was printed:\n{printed}"
 
