@@ -205,7 +205,7 @@ def check_coder(coder: EntropyCoder, symbols: np.ndarray[Any, np.dtype[np.int32]
 
 
 def check_method(method_type: type[Method]) -> None:
-    """Every option but lambdas, sizes, qualities and steps has a default, the label is the name, points are distinct."""
+    """Every option but lambdas, sizes, qualities, steps has a default, the label is the name, points are distinct."""
     names = {field.name for field in fields(method_type)}
     if issubclass(method_type, Lossless):
         (point,) = method_type().points()
@@ -230,7 +230,7 @@ def check_method(method_type: type[Method]) -> None:
         option = {"bits": "bits", "increases": "increase"}[goal]
         asked = {getattr(point.rate, option) if point.rate else point.options[option] for point in points}
         assert asked == {1.5, 3.0}
-        with pytest.raises(ValueError, match="at least one (size|quality)"):
+        with pytest.raises(ValueError, match=r"at least one (size|quality)"):
             method_type()
         return
     assert {quantizer.config()["step"] for quantizer in method.quantizers()} == {2.0**-6, 2.0**-4}
