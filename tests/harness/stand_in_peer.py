@@ -37,7 +37,8 @@ def work(job: Job) -> Answer:
         answer.tensors[f"{name}.scale"] = scale
         if "sparsity" in job.options:
             threshold = weight.abs().flatten().kthvalue(int(job.options["sparsity"] * weight.numel())).values
-            answer.tensors[name] = weight * (weight.abs() > threshold * (act == "work" or 0.5))
+            kept = answer.tensors[name] if "bits" in job.options else weight
+            answer.tensors[name] = kept * (weight.abs() > threshold * (act == "work" or 0.5))
     return answer
 
 

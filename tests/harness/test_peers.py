@@ -12,7 +12,9 @@ import torch
 from rdo.checkpoint import load_quantized
 from rdo.errors import ConfigError
 from rdo_harness.methods.base import Context
+from rdo_harness.methods.gptq import GPTQ
 from rdo_harness.methods.hqq import HQQ
+from rdo_harness.methods.peer import PeerMethod
 from rdo_harness.methods.quanto import Quanto
 from rdo_harness.methods.wanda import Wanda
 from rdo_harness.peers import catalogue
@@ -35,8 +37,8 @@ class StandIn(Peer):
 
 @pytest.fixture
 def act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for hqq and wanda; what they do is written into the file."""
-    for name in ("hqq", "wanda"):
+    """Stand-ins for gptq, hqq and wanda; what they do is written into the file."""
+    for name in ("gptq", "hqq", "wanda"):
         peer = StandIn(name, "hqq", WORKER, calibrated=True, timeout=30.0)
         monkeypatch.setitem(catalogue.PEERS, name, peer)
     path = tmp_path / "act"
@@ -130,18 +132,46 @@ def test_the_same_question_is_asked_once(act: Path, tmp_path: Path) -> None:
     assert len([path for path in (tmp_path / "peers").iterdir() if path.is_dir()]) == 1
 
 
+@pytest.mark.parametrize("pruner", ["magnitude", "sparsegpt", "wanda"])
+def test_quantisation_after_pruning(act: Path, tmp_path: Path, pruner: str) -> None:
+    method = GPTQ(bits=(3,), pruner=pruner, sparsities=(0.5, 0.8))
+    points = method.points()
+    assert [(point.sparsity, point.options["pruner"]) for point in points] == [(0.5, pruner), (0.8, pruner)]
+    for point in points:
+        context, model = context_and_model(tmp_path)
+        row = method.apply(model, point, context, tmp_path / "model.rdo")
+        coded, _ = load_quantized(tmp_path / "model.rdo")
+        assert row["levels"] <= 2**3
+        for name in linear_matrices(model):
+            symbols = coded[name].symbols
+            assert (symbols == 0).float().mean() >= point.sparsity - 0.001
+            assert int(symbols.max() - symbols.min()) + 1 <= 2**3
+
+
+def test_what_prunes_before_quantisation_is_known_and_has_a_share() -> None:
+    with pytest.raises(ConfigError, match=r"one of magnitude, sparsegpt, wanda, got .random."):
+        GPTQ(pruner="random", sparsities=(0.5,))
+    with pytest.raises(ConfigError, match="give `pruner` and `sparsities` together"):
+        GPTQ(pruner="magnitude")
+
+
 @pytest.mark.parametrize(
     ("what", "method", "message"),
     [
         ("nothing", HQQ(bits=(3,)), r"hqq changed 0 of the 98304 weights that it supports"),
         ("too many levels", HQQ(bits=(3,)), r"15 different weights share a scale, 3 bits were asked for"),
         ("too dense", Wanda(relative_steps=(0.2,)), r"\d+\.\d+% of the weights are zero, 50\.00% were asked for"),
+        (
+            "too dense",
+            GPTQ(bits=(8,), pruner="magnitude", sparsities=(0.8,)),
+            r"\d+\.\d+% of the weights are zero, 80\.00% were asked for",
+        ),
         ("fail", HQQ(bits=(3,)), r"(?s)stand_in_peer\.py failed with exit code 1.*RuntimeError: the stand-in fails"),
         ("sleep", HQQ(bits=(3,)), r"took longer than 5 s and was stopped"),
     ],
 )
 def test_what_did_not_do_what_was_asked_is_refused(
-    act: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, method: HQQ | Wanda, message: str
+    act: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, method: PeerMethod, message: str
 ) -> None:
     act.write_text(what)
     if what == "sleep":

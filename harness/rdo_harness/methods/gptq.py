@@ -11,6 +11,8 @@ from rdo_harness.methods.peer import PeerQuantization
 from rdo_harness.methods.pruning import check_sparsities
 from rdo_harness.registries import METHODS
 
+_PRUNERS = ("magnitude", "sparsegpt", "wanda")
+
 
 @METHODS.register("gptq")
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class GPTQ(PeerQuantization):
     """GPTQ as in llmcompressor: symmetric integers, static activation order, on its own or after pruning.
 
     Args:
-        pruner: "sparsegpt" or "wanda" prunes first, "" does not.
+        pruner: "magnitude", "sparsegpt" or "wanda" prunes first, "" does not.
         sparsities: of the pruning.
     """
 
@@ -29,8 +31,8 @@ class GPTQ(PeerQuantization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pruner not in ("", "sparsegpt", "wanda"):
-            raise ConfigError(f"pruner must be 'sparsegpt' or 'wanda', got {self.pruner!r}")
+        if self.pruner not in ("", *_PRUNERS):
+            raise ConfigError(f"pruner must be one of {', '.join(_PRUNERS)}, got {self.pruner!r}")
         if bool(self.pruner) != bool(self.sparsities):
             raise ConfigError("give `pruner` and `sparsities` together")
         if self.pruner:

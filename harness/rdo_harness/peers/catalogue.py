@@ -62,13 +62,14 @@ class Peer:
 _INTEGERS = tuple({"bits": (bits,), "group_sizes": (size,)} for bits, size in ((4, 64), (2, 64), (4, 0)))
 _PRUNING = ({"sparsities": (0.5,), "relative_steps": (0.3,)},)
 _STEPS = tuple({"qps": (qp,), "dependent": dependent} for qp in (-20, -12) for dependent in (True, False))
-_AFTER_PRUNING = {"bits": (4,), "pruner": "sparsegpt", "sparsities": (0.5,)}
+_PRUNERS = ("magnitude", "sparsegpt", "wanda")
+_AFTER_PRUNING = tuple({"bits": (4,), "pruner": pruner, "sparsities": (0.5,)} for pruner in _PRUNERS)
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         Peer("awq", "llmcompressor", "with_llmcompressor.py", True, True, _INTEGERS),
-        Peer("gptq", "llmcompressor", "with_llmcompressor.py", True, True, (*_INTEGERS, _AFTER_PRUNING)),
+        Peer("gptq", "llmcompressor", "with_llmcompressor.py", True, True, (*_INTEGERS, *_AFTER_PRUNING)),
         Peer("hqq", "hqq", "with_hqq.py", checks=_INTEGERS),
         Peer("nncodec", "nncodec", "with_nncodec.py", checks=_STEPS),
         Peer("quanto", "optimum-quanto", "with_quanto.py", checks=({"bits": (8,)}, *_INTEGERS)),

@@ -1,4 +1,4 @@
-"""GPTQ, AWQ, SparseGPT, Wanda of llmcompressor.
+"""GPTQ, AWQ, SparseGPT, Wanda and magnitude pruning of llmcompressor.
 
 Options: ``bits`` and ``group_size``, ``pruner`` and ``sparsity``, or both; ``activation_aware`` asks for AWQ
 instead of GPTQ. A group size of 0 makes groups of whole rows. In the sequential pipeline later layers see the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +40,26 @@ def work(job: Job) -> Answer:
     modules = [name.removesuffix(".weight") for name in job.matrices]
     # oneshot insists on something that processes text, though it is given token ids
     processor = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()))
-    zeros: dict[str, torch.Tensor] = {}
     before = _Before.of(model, job) if job.options.get("activation_aware") else None
-    for recipe in _recipes(model, job.options, modules):
-        oneshot(
-            model=model,
-            processor=processor,
-            recipe=recipe,
-            dataset=torch.utils.data.DataLoader(job.calibration(), batch_size=None),
-            pipeline="sequential",
-            sequential_targets=_layers(model),
-        )
-        for name in modules:  # GPTQ's corrections move some of the zeros of a pruner before it: they are put back
-            weight = model.get_submodule(name).weight
-            if name in zeros:
-                weight.data[zeros[name]] = 0.0
-            elif job.options.get("pruner"):
-                zeros[name] = weight.detach() == 0
+    apply = partial(
+        oneshot,
+        model=model,
+        processor=processor,
+        dataset=torch.utils.data.DataLoader(job.calibration(), batch_size=None),
+        pipeline="sequential",
+        sequential_targets=_layers(model),
+    )
+    zeros = {}
+    if pruner := job.options.get("pruner"):
+        if pruner == "magnitude":
+            _prune_by_magnitude(model, modules, job.options["sparsity"])
+        else:
+            apply(recipe=_pruning(pruner, modules, job.options["sparsity"]))
+        zeros = {name: model.get_submodule(name).weight == 0 for name in modules}
+    if job.options.get("bits"):
+        apply(recipe=_quantization(model, job.options, modules))
+        for name, zero in zeros.items():  # GPTQ's corrections move some of the zeros: they are put back
+            model.get_submodule(name).weight.data[zero] = 0.0
     answer = Answer(packages=("llmcompressor", "compressed-tensors", "transformers"))
     if before is not None:
         changed = before.changed(model)
@@ -73,29 +77,49 @@ def work(job: Job) -> Answer:
     return answer
 
 
-def _recipes(model: Any, options: dict[str, Any], modules: list[str]) -> list[list[Any]]:
-    """What to apply, one after the other."""
-    from llmcompressor.modifiers.gptq import GPTQModifier
+def _pruning(pruner: str, modules: list[str], sparsity: float) -> list[Any]:
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+
+    kind = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[pruner]
+    return [kind(sparsity=sparsity, targets=modules)]
+
+
+def _prune_by_magnitude(model: Any, modules: list[str], sparsity: float) -> None:
+    """Zero the smallest weights of every matrix.
+
+    The library's modifier is made for training, where it masks the weights after every step of the optimizer; oneshot
+    has none, so it is told of one step here.
+    """
+    from llmcompressor.core import Event, EventType, State
+    from llmcompressor.modifiers.pruning import MagnitudePruningModifier
+
+    state = State(model=model)
+    modifier = MagnitudePruningModifier(
+        targets=modules,
+        init_sparsity=sparsity,
+        final_sparsity=sparsity,
+        start=0,
+        end=1,
+    )
+    modifier.initialize(state)
+    modifier.update_event(state, Event(type_=EventType.OPTIM_POST_STEP))
+    modifier.finalize(state)
+
+
+def _quantization(model: Any, options: dict[str, Any], modules: list[str]) -> list[Any]:
+    from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
 
-    recipes: list[list[Any]] = []
-    if options.get("pruner"):
-        kind = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[options["pruner"]]
-        recipes.append([kind(sparsity=options["sparsity"], targets=modules)])
-    if options.get("bits"):
-        size, aware = options["group_size"], options.get("activation_aware", False)
-        scheme = {"num_bits": options["bits"], "type": "int", "symmetric": not aware}
-        scheme |= {"strategy": "group", "group_size": size} if size else {"strategy": "channel"}
-        groups = {"all": {"targets": modules, "weights": scheme}}
-        if aware:
-            found = _RESCALED.get(model.config.model_type)
-            mappings = None if found is None else [AWQMapping(*mapping) for mapping in found]
-            recipes.append([AWQModifier(mappings=mappings), QuantizationModifier(config_groups=groups)])
-        else:
-            recipes.append([GPTQModifier(config_groups=groups)])
-    return recipes
+    size, aware = options["group_size"], options.get("activation_aware", False)
+    scheme = {"num_bits": options["bits"], "type": "int", "symmetric": not aware}
+    scheme |= {"strategy": "group", "group_size": size} if size else {"strategy": "channel"}
+    groups = {"all": {"targets": modules, "weights": scheme}}
+    if not aware:
+        return [GPTQModifier(config_groups=groups)]
+    found = _RESCALED.get(model.config.model_type)
+    mappings = None if found is None else [AWQMapping(*mapping) for mapping in found]
+    return [AWQModifier(mappings=mappings), QuantizationModifier(config_groups=groups)]
 
 
 @dataclass
