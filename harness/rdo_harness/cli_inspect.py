@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _INSPECT = """\
 List the tensors of a compressed checkpoint and account for every byte of it, from its header alone. Of plain
 safetensors files and model directories it says what `rdo compress` does by default: tensors of two dimensions and more
-(experts in one tensor have three) are coded, the others stored raw."""
+(experts in one tensor have three) are coded, the others stored raw; what is tied to another tensor takes no room."""
 _INSPECT_EXAMPLES = """\
 examples:
   rdo inspect model.rdo
@@ -109,28 +110,50 @@ def _inspect_plain(path: Path, as_json: bool) -> int:
     from rdo.checkpoint.container import dtype_name
     from rdo_harness.model_files import plain_tensors, weight_files
 
+    def described(name: str, tensor: torch.Tensor) -> dict[str, Any]:
+        return {"name": name, "dtype": dtype_name(tensor.dtype), "size": list(tensor.shape)}
+
     rows: list[dict[str, Any]] = []
     of_rank: dict[tuple[int, str], list[int]] = {}
     with plain_tensors(path) as tensors:
         for name, tensor in tensors.items():
             how = "coded" if is_compressible(name, tensor) else "raw"
-            described = {"name": name, "dtype": dtype_name(tensor.dtype), "size": list(tensor.shape)}
-            rows.append({**described, "bytes": tensor.nbytes, "by_default": how})
+            rows.append({**described(name, tensor), "bytes": tensor.nbytes, "by_default": how})
             of_rank.setdefault((tensor.ndim, how), []).append(tensor.numel())
         parameters = sum(tensor.numel() for tensor in tensors.values())
+        for name, owner in _tied(path, tensors).items():
+            rows.append({**described(name, tensors[owner]), "bytes": 0, "by_default": "tied", "tied_to": owner})
     file_bytes = sum(file.stat().st_size for file in weight_files(path))
     if as_json:
         totals = {"format": "safetensors", "parameters": parameters, "file_bytes": file_bytes}
         return print_json({**totals, "tensors": rows})
     columns = ("tensor", "by default", "dtype", "size", "bytes")
-    keys = ("name", "by_default", "dtype")
-    print_table(columns, [[*(row[key] for key in keys), _size(row["size"]), row["bytes"]] for row in rows])
+    print_table(columns, [_plain_row(**row) for row in rows])
     print()
     ranks = [[rank, how, len(sizes), sum(sizes)] for (rank, how), sizes in sorted(of_rank.items())]
     print_table(("dimensions", "by default", "tensors", "parameters"), ranks)
-    print(f"\nplain safetensors: {len(rows):,} tensors, {parameters:,} parameters, {file_bytes:,} bytes", end=" ")
+    stored = sum(len(sizes) for sizes in of_rank.values())
+    print(f"\nplain safetensors: {stored:,} tensors, {parameters:,} parameters, {file_bytes:,} bytes", end=" ")
     print(f"({human_bytes(file_bytes)})")
     return 0
+
+
+def _plain_row(name: str, dtype: str, size: list[int], bytes: int, by_default: str, tied_to: str = "") -> list[Any]:
+    if tied_to:
+        return [name, f"tied to {tied_to}", dtype, _size(size), None]
+    return [name, by_default, dtype, _size(size), bytes]
+
+
+def _tied(path: Path, stored: Collection[str]) -> dict[str, str]:
+    """As :func:`tied_names`; a model that transformers does not know may have some that are not listed."""
+    from rdo.errors import ConfigError
+    from rdo_harness.model_files import tied_names
+
+    try:
+        return tied_names(path, stored)
+    except ConfigError as error:
+        print(f"tied tensors are not listed: {error}", file=sys.stderr)
+        return {}
 
 
 def _fit(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from rdo.integrations.model_folder import (
     compressed_file,
     compressed_file_in,
     plain_tensors,
+    tied_names,
     weight_files,
     write_model,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "compressed_file_in",
     "folder_size",
     "plain_tensors",
+    "tied_names",
     "weight_files",
     "write_model",
 ]

@@ -15,7 +15,7 @@ from rdo.checkpoint.container import Bytes, Entry, bytes_of, write_safetensors
 from rdo.checkpoint.opened import target_dtype
 from rdo.errors import ConfigError, IntegrationError
 from rdo.integrations.exported import Exported, Levels, levels_of, refuse
-from rdo.integrations.model_folder import PLAIN, compressed_file, configuration, write_model
+from rdo.integrations.model_folder import PLAIN, compressed_file, model_without_memory, write_model
 
 try:
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
@@ -118,16 +118,7 @@ def _plain(compressed: CompressedFile, name: str, owner: str) -> Entry:
 def _linear_layers(source: Path, compressed: CompressedFile) -> set[str]:
     """The names of the weights of ``nn.Linear`` in the model of a folder, which is built without memory; the output
     layer, which the format leaves plain by custom, is not among them."""
-    import transformers
-
-    config, kind = configuration(source)
-    try:
-        with torch.device("meta"):
-            model: Any = getattr(transformers, kind)._from_config(config)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{source}: transformers {transformers.__version__} cannot make a {kind} ({error})"
-        ) from error
+    model: Any = model_without_memory(source)
     known = model.state_dict().keys()
     strange = next((name for name in compressed.records if name not in known), None)
     if strange is not None:

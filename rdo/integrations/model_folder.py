@@ -6,17 +6,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from rdo.checkpoint import CheckpointInfo, save_compressed
 from rdo.checkpoint.container import open_safetensors
 from rdo.errors import CheckpointError, ConfigError, CorruptCheckpointError
 from rdo.integrations.folder import WEIGHTS, mark_config, unmark_config
+from rdo.model_file import owners_of
 
 COMPRESSED, PLAIN = WEIGHTS, "model.safetensors"
 INDEX, COMPRESSED_INDEX = f"{PLAIN}.index.json", f"{WEIGHTS}.index.json"
@@ -73,6 +75,61 @@ def configuration(source: Path) -> tuple[Any, str]:
             f"({error})"
         ) from error
     return config, str(kind)
+
+
+def model_without_memory(source: Path) -> nn.Module:
+    """The model of a folder of transformers, of its configuration alone: parameters have sizes and no values.
+
+    Raises:
+        ConfigError: the configuration names no class, or transformers cannot make it.
+    """
+    import transformers
+
+    config, kind = configuration(source)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = getattr(transformers, kind)._from_config(config)
+    except (ValueError, AttributeError, TypeError, RuntimeError, ImportError) as error:
+        raise ConfigError(
+            f"{source}: transformers {transformers.__version__} cannot make a {kind} ({error})"
+        ) from error
+    return model
+
+
+def tied_names(path: Path, stored: Collection[str]) -> dict[str, str]:
+    """The parameters that are not stored because they share the memory of one that is, as an output layer does that is
+    the embedding.
+
+    Files of ``safetensors.torch.save_model`` name them in their metadata; of other files the class
+    says it that the config.json beside them names.
+
+    Args:
+        path: a plain file or model directory.
+        stored: names of the tensors in it.
+
+    Returns:
+        For each of their names that of the stored tensor.
+
+    Raises:
+        ConfigError: as :func:`weight_files` and :func:`model_without_memory`.
+    """
+    tied: dict[str, str] = {}
+    for file in weight_files(path):
+        with open_safetensors(file) as container:
+            tied |= {name: owner for name, owner in container.metadata.items() if owner in stored}
+    folder = path if path.is_dir() else path.parent
+    if tied or not (folder / "config.json").exists():
+        return tied
+    model = model_without_memory(folder)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."  # files of the inner model lack it
+    alike: dict[str, list[str]] = {}
+    for name, owner in owners_of(model).items():
+        short = name.removeprefix(prefix)
+        alike.setdefault(owner, []).append(short if name not in stored and short in stored else name)
+    for names in alike.values():
+        present = [name for name in names if name in stored]
+        tied |= {name: present[0] for name in names if present and name not in stored}
+    return tied
 
 
 @contextmanager
