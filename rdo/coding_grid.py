@@ -33,6 +33,9 @@ class CodingGrid:
             processes must make the grid, and call its methods, together.
         relative: the steps of the tensors for scale 1, positive.
         finest: the least steps, of a grid that is made again; by default those above.
+
+    Attributes:
+        moments: :func:`rdo_kernels.moments` of the masters that :meth:`round` kept last, float64 [T, 5].
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class CodingGrid:
         self.count = sum(parameter.numel() for parameter in parameters)
         self._shards = Shards(self.names, self.parameters)
         self._masters: list[Tensor] = []
+        self.moments: Tensor | None = None
         self._rounded = False
         device = self._shards.parts()[0].device
         if finest is None:
@@ -67,12 +71,13 @@ class CodingGrid:
     @torch.no_grad()
     def round(self) -> None:
         """Keep the weights as masters and round the parameters."""
-        parts = self._shards.parts()
+        parts = [part.detach() for part in self._shards.parts()]
+        if self._rounded:
+            rdo_kernels.round_to_steps(self._masters, self.steps.unbind(), parts)
+            return
         if not self._masters:
-            self._masters = [part.detach().clone() for part in parts]
-        elif not self._rounded:
-            torch._foreach_copy_(self._masters, parts)
-        rdo_kernels.round_to_steps(self._masters, self.steps.unbind(), parts)
+            self._masters = [torch.empty_like(part) for part in parts]
+        self.moments = rdo_kernels.keep_and_round(parts, self._masters, self.steps)
         self._rounded = True
 
     @torch.no_grad()
@@ -162,7 +167,7 @@ class CodingGrid:
         if masters:
             pairs = zip(self.names, self._shards.parts(), strict=True)
             self._masters = [local_part(masters[name]).to(part).reshape(part.shape).clone() for name, part in pairs]
-            self._rounded = True
+            self.moments, self._rounded = None, True
 
 
 def bits_of_counts(counts: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from rdo.constraint import RateConstraint
 
 _MEMORY = 0.8
 """Weight of earlier measurements of the length of the loss's gradient."""
+_PIECE = 1 << 18
+"""Weights whose slopes are measured at once on a CPU: they stay in its cache."""
 
 
 class Pressure:
@@ -46,14 +48,18 @@ class Pressure:
         constraint, parts = self._constraint, self._constraint.shards.parts()
         theta = constraint.fit()
         one, found = like.new_ones(1, dtype=torch.float64), []
-        largest = max(parts, key=lambda part: part.numel())
-        buffer = torch.empty(largest.numel(), dtype=torch.float32, device=largest.device)
+        room = max(part.numel() for part in parts)
+        room = min(room, _PIECE) if parts[0].is_cpu else room
+        buffer = torch.empty(room, dtype=torch.float32, device=parts[0].device)
         for row, part in enumerate(parts):
-            slope = buffer[: part.numel()].zero_().view(part.shape)
             own = theta[row] if theta.ndim == 2 else theta
-            rdo_kernels.add_rate_gradient([part], [slope], constraint.entropy_model, own, one)
-            found.append(squares_of([slope], like))
-        return torch.cat(found)
+            total = like.new_zeros((), dtype=torch.float64)
+            for piece in part.detach().reshape(-1).split(max(room, 1)):
+                slope = buffer[: piece.numel()].zero_()
+                rdo_kernels.add_rate_gradient([piece], [slope], constraint.entropy_model, own, one)
+                total += squares_of([slope], like)[0]
+            found.append(total)
+        return torch.stack(found)
 
     def state_dict(self) -> dict[str, float]:
         """The length measured so far, squared, and lambda."""

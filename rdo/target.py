@@ -131,6 +131,8 @@ class SizeTarget:
         """Give the optimizer the unrounded weights, and the rate term its lambda. Call after unscaling and clipping."""
         if self.grid is not None:
             self.grid.restore()
+            if self.grid.moments is not None:
+                self._constraint.law.follow(self.grid.moments)
         else:
             self.measurement.before_step(self.step, optimizer)
         if self._pressure is not None and self.step % _EVERY == 0:

@@ -111,6 +111,27 @@ def proximal_step(
     return bits, sums
 
 
+def keep_and_round(
+    weights: Sequence[Tensor], kept: Sequence[Tensor], steps: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """Copy weights to ``kept`` and round them to multiples of their steps in place, in one pass over memory.
+
+    A weight becomes ``round(w / step) * step``: divided in float32, rounded half to even, multiplied in float32.
+
+    Args:
+        kept: tensors of the sizes and data types of the weights, to write to.
+        steps: float32 [T], positive and finite, on the weights' device.
+
+    Returns:
+        The :func:`moments` of what is kept, float64 [T, 5].
+    """
+
+    def call(module: Any, take: Take) -> tuple[Tensor, ...]:
+        return (module.keep_and_round(take(weights), take(kept), take(steps)),)
+
+    return _each([weights, kept], None, backend, call)[0]
+
+
 def adamw_step(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],

@@ -123,15 +123,12 @@ def round_to_steps(weights: Sequence[Tensor], steps: Sequence[Tensor], out: Sequ
         steps: a float32 step for each, positive and finite, of size [].
         out: a tensor of each one's size; it may have another data type, and may be the tensor itself.
     """
-    from rdo_kernels.cpu.blocks import aligned_blocks
+    from rdo_kernels.cpu.blocks import aligned_blocks, round_block
 
     for weight, step, target in zip(weights, steps, out, strict=True):
         pairs = aligned_blocks(weight, target) if weight.is_cpu else [(weight, target)]
         for values, rounded in pairs:
-            if values.dtype == rounded.dtype == torch.float32:
-                torch.div(values, step, out=rounded).round_().mul_(step)
-            else:
-                rounded.copy_(values.to(torch.float32).div_(step).round_().mul_(step))
+            round_block(values, step, rounded)
 
 
 def _room(like: Tensor, dtype: torch.dtype) -> Tensor:

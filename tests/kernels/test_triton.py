@@ -205,6 +205,27 @@ def test_the_other_kernels_compile() -> None:
         compiled(kernels.add_up, target, {"COLUMNS": 4, "SUMMED": 3})
 
 
+@each_nvidia
+def test_keeping_and_rounding_moves_its_floor_sixteen_bytes_at_a_time(
+    target: tuple[str, int, int], tmp_path: Path
+) -> None:
+    """A load and two stores; no division but the step's reciprocal, before the loop."""
+    from rdo_kernels.gpu.grid import keep_and_round_kernel
+
+    constants = {"WEIGHT": triton.language.float32, "FUSED": True, "ALIGNED": True, "BLOCK": 1024}
+    asm = compiled(keep_and_round_kernel, target, constants)
+    ptx = str(asm["ptx"])
+    assert len(re.findall(r"ld\.global\S*\.v4", ptx)) == 1
+    assert len(re.findall(r"st\.global\S*\.v4", ptx)) == 2
+    assert len(re.findall(r"div\.rn\.f32", ptx)) == 1
+    registers, stack = resources(asm, tmp_path)
+    assert registers <= 64
+    assert stack == 0
+    assert spills(compiled(keep_and_round_kernel, AMD, constants)) == ["0"]
+    unaligned = str(compiled(keep_and_round_kernel, target, {**constants, "ALIGNED": False})["ptx"])
+    assert ".v4" not in "".join(re.findall(r"(?:ld|st)\.global\S*", unaligned)), "would fault on misaligned weights"
+
+
 def test_tensors_of_more_than_two_to_the_31_weights() -> None:
     """The last chunks of a tensor of 2^32 + 5 bfloat16, of which the system gives no memory but the pages touched."""
     script = """

@@ -14,8 +14,10 @@ from rdo_harness.gpu.timing import Operation
 def operations(weights: Sequence[Tensor]) -> list[Operation]:
     """Quantisation with a histogram, and back, of float32 weights; steps of half a standard deviation.
 
-    The references are the same in eager torch. Floors are 4 bytes of a weight and 1 of its symbol, each moved once.
+    The references are the same in eager torch. Floors are 4 bytes of a weight and 1 of its symbol, each moved once; of
+    a weight that is copied and rounded, 4 read and 8 written.
     """
+    rounded, copies = ([weight.clone() for weight in weights] for _ in range(2))
     steps = [0.5 * weight.square().mean().sqrt() for weight in weights]
     symbols = rdo_kernels.quantize(weights, steps, dtype=torch.int8).symbols
 
@@ -29,7 +31,21 @@ def operations(weights: Sequence[Tensor]) -> list[Operation]:
     def eager_dequantize() -> list[Tensor]:
         return [symbol * step for symbol, step in zip(symbols, steps, strict=True)]
 
+    def eager_keep_and_round() -> None:
+        for weight, copy, step in zip(rounded, copies, steps, strict=True):
+            copy.copy_(weight)
+            weight.div_(step).round_().mul_(step)
+
+    all_steps = torch.stack(steps)
+
     return [
+        Operation(
+            "keep + round",
+            12,
+            lambda: rdo_kernels.keep_and_round(rounded, copies, all_steps),
+            "eager",
+            eager_keep_and_round,
+        ),
         Operation(
             "quantise + histogram",
             5,

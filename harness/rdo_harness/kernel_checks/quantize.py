@@ -172,6 +172,41 @@ def _restored(found: Tensor, expected: Tensor, backend: str | None) -> None:
 
 
 @check
+def weights_are_kept_and_rounded(device: torch.device, backend: str | None) -> None:
+    """Weights become the nearest multiples of their steps, copies what the weights were; sums are those of copies."""
+    for kind in DTYPES:
+        tensors = [weights(count, device, kind) for count in COUNTS]
+        tensors[-1][[0, 70_000]] = math.nan
+        before = [tensor.clone() for tensor in tensors]
+        kept = [torch.full_like(tensor, math.inf) for tensor in tensors]
+        steps = torch.tensor([0.01, 0.3, 1e-8, 0.02, 0.0007], dtype=torch.float32, device=device)
+        found = rdo_kernels.keep_and_round(tensors, kept, steps, backend=backend)
+        assert all(torch.equal(copy.nan_to_num(), old.nan_to_num()) for copy, old in zip(kept, before, strict=True))
+        assert torch.equal(found.nan_to_num(), rdo_kernels.moments(before, backend=backend).nan_to_num())
+        for tensor, old, step in zip(tensors, before, steps.cpu().numpy(), strict=True):
+            scaled = old.cpu().to(torch.float32).numpy() / step
+            expected = torch.from_numpy((np.rint(scaled) * step).astype(np.float32)).to(kind)
+            assert torch.equal(tensor.cpu().isnan(), expected.isnan())
+            _restored(tensor.cpu().nan_to_num() + 0.0, expected.nan_to_num() + 0.0, backend)  # of zeros no sign
+
+
+@check
+def only_the_weights_and_their_copies_are_written(device: torch.device, backend: str | None) -> None:
+    """In misaligned views, and with steps of which halves are ties."""
+    for offset in (1, 3):
+        stores = [torch.full((70_010,), 7.0, device=device) for _ in range(2)]
+        tensor, kept = (store[offset : offset + 70_001] for store in stores)
+        tensor.copy_(0.25 * torch.arange(-35_000, 35_001, device=device))
+        before = tensor.clone()
+        rdo_kernels.keep_and_round([tensor], [kept], torch.tensor([0.5], device=device), backend=backend)
+        assert torch.equal(kept, before)
+        assert torch.equal(tensor.double().cpu(), (2 * before.double().cpu()).round() / 2)
+        for store in stores:
+            assert (store[:offset] == 7.0).all()
+            assert (store[offset + 70_001 :] == 7.0).all()
+
+
+@check
 def misaligned_views_are_read_and_nothing_else_is_touched(device: torch.device, backend: str | None) -> None:
     for dtype, offset in zip((*DTYPES, torch.float32), (1, 2, 3, 3), strict=True):
         store = weights(70_010, device, dtype)

@@ -114,6 +114,23 @@ def proximal_step(
     return total, sums
 
 
+def keep_and_round(weights: Sequence[Tensor], kept: Sequence[Tensor], steps: Tensor) -> Tensor:
+    """Copy weights to ``kept`` and round them in place; the moments of what is kept, float64 [T, 5]."""
+    for weight, copy, step in zip(weights, kept, steps.unbind(), strict=True):
+        for block, own in aligned_blocks(weight.detach(), copy):
+            own.copy_(block)
+            round_block(own, step, block)
+    return moments(kept)
+
+
+def round_block(values: Tensor, step: Tensor, out: Tensor) -> None:
+    """Fill ``out`` with the nearest multiples of a float32 step, divided in float32, rounded half to even."""
+    if values.dtype == out.dtype == torch.float32:
+        torch.div(values, step, out=out).round_().mul_(step)
+    else:
+        out.copy_(values.to(torch.float32).div_(step).round_().mul_(step))
+
+
 def adamw_step(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],

@@ -76,6 +76,14 @@ def proximal_step(
     return _run("shrink", weights, seconds, laws, 1, written=weights)
 
 
+def keep_and_round(weights: Sequence[Tensor], kept: Sequence[Tensor], steps: Tensor) -> Tensor:
+    chunks = chunks_of(weights)
+    sums, settings = np.empty((len(chunks), 4)), steps.to(torch.float64).reshape(-1, 1).numpy()
+    pool.run("keep_and_round", chunks, address_table([weights, kept]), settings=settings, sums=sums)
+    torch.autograd.graph.increment_version([*weights, *kept])
+    return _moments(sums, chunks, weights)
+
+
 def adamw_step(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],

@@ -30,6 +30,8 @@ _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
 }
+# Nothing may be reordered or approximated: multiples are those of an IEEE division, to the bit.
+_EXACT: dict[str, Any] = {**_OPTIONS, "fastmath": False}
 _NONE = -1
 _GRADIENT, _DECOUPLED, _PRECONDITIONED = map(APPLY.index, ("gradient", "decoupled", "preconditioned"))
 _SMALLEST_NORMAL = np.float32(2.0**-126)
@@ -150,6 +152,13 @@ def _add_sums(weights, sums):  # type: ignore[no-untyped-def]
         sums[3] = top
 
 
+@njit(**_EXACT)
+def _round(weights, step):  # type: ignore[no-untyped-def]
+    """Round to multiples of the step, half to even."""
+    for i in range(weights.size):
+        weights[i] = np.rint(weights[i] / step) * step
+
+
 @njit(**_OPTIONS)
 def _at(chunks, addresses, row, group):  # type: ignore[no-untyped-def]
     """The float32 of a chunk in one of the groups of tensors."""
@@ -225,6 +234,21 @@ def shrink(chunks, addresses, laws, preconditioned, bits, sums):  # type: ignore
 
 
 @njit(**_OPTIONS)
+def keep_and_round(chunks, addresses, settings, sums):  # type: ignore[no-untyped-def]
+    """Copy the weights to the other tensor and round them to multiples of ``settings`` (a step); sums of the copies."""
+    for row in range(chunks.shape[0]):
+        step = float32(settings[chunks[row, TENSOR], 0])
+        weights, kept = _at(chunks, addresses, row, 0), _at(chunks, addresses, row, 1)
+        sums[row] = 0.0
+        for begin in range(0, weights.size, _RUN):
+            run, copies = weights[begin : begin + _RUN], kept[begin : begin + _RUN]
+            for i in range(run.size):
+                copies[i] = run[i]
+            _add_sums(copies, sums[row])
+            _round(run, step)
+
+
+@njit(**_OPTIONS)
 def adamw(chunks, addresses, settings, laws, apply, bits, sums):  # type: ignore[no-untyped-def]
     """One step of AdamW and of the rate term.
 
@@ -272,8 +296,8 @@ def adamw(chunks, addresses, settings, laws, apply, bits, sums):  # type: ignore
             _add_sums(run, sums[row])
 
 
-ACTIONS = ("moments", "rate", "add_slope", "shrink", "adamw")
-_MOMENTS, _RATE, _ADD_SLOPE, _SHRINK = range(4)
+ACTIONS = ("moments", "rate", "add_slope", "shrink", "keep_and_round", "adamw")
+_MOMENTS, _RATE, _ADD_SLOPE, _SHRINK, _KEEP_AND_ROUND = range(5)
 
 
 @cfunc(types.void(types.CPointer(types.int64)), cache=True)  # type: ignore[no-untyped-call]
@@ -305,5 +329,7 @@ def work(pointer):  # type: ignore[no-untyped-def]
             add_slope(chunks[one], addresses, laws, option != 0, bits[one], sums[one])
         elif action == _SHRINK:
             shrink(chunks[one], addresses, laws, option != 0, bits[one], sums[one])
+        elif action == _KEEP_AND_ROUND:
+            keep_and_round(chunks[one], addresses, settings, sums[one])
         else:
             adamw(chunks[one], addresses, settings, laws, option, bits[one], sums[one])

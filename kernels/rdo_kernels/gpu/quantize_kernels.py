@@ -26,7 +26,7 @@ _NONE = tl.constexpr(0x7FFF0000)
 _UP, _DOWN = tl.constexpr(2.0**64), tl.constexpr(2.0**-64)
 _SMALL_STEP, _LARGE_STEP = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
 _MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: a number up to 2^22 is rounded half to even in the sum's lowest bits
-_INTEGERS = tl.constexpr(8388608.0)  # 2^23, from which all float32 are integers
+INTEGERS = tl.constexpr(8388608.0)  # 2^23, from which all float32 are integers
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def rounded(x, LIMIT: tl.constexpr):  # type: ignore[no-untyped-def]
         return (x + _MAGIC).to(tl.int32, bitcast=True) - 0x4B400000
     else:
         magnitude = tl.abs(x)
-        whole = tl.where(magnitude < _INTEGERS, (magnitude + _INTEGERS) - _INTEGERS, magnitude).to(tl.int32)
+        whole = tl.where(magnitude < INTEGERS, (magnitude + INTEGERS) - INTEGERS, magnitude).to(tl.int32)
         return tl.where(x < 0.0, -whole, whole)
 
 
