@@ -11,12 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
 import rdo
@@ -51,9 +46,9 @@ def main() -> None:
     dcp.load(state, checkpoint_id=arguments.out / "checkpoint")  # at any number of processes
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
-    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    # On every process: each codes a share of the tensors, rank 0 writes the file.
+    info = rdo.save_compressed(model, arguments.out / "model.rdo", quantizer=rdo.RelativeQuantizer(ratio=0.3))
     if dist.get_rank() == 0:
-        info = rdo.save_compressed(whole, arguments.out / "model.rdo", quantizer=rdo.RelativeQuantizer(ratio=0.3))
         print(f"{info.bits_per_parameter:.2f} bits per parameter")
     dist.destroy_process_group()
 

@@ -11,8 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from rdo.checkpoint import CheckpointInfo
-from rdo.checkpoint.trial import written_for_trial
+from rdo.checkpoint import CheckpointInfo, save_compressed
 from rdo.checkpoint.writer import Coder, Compressible
 from rdo.coders import make_coders
 from rdo.errors import ConfigError
@@ -53,7 +52,7 @@ def steps_for_bits(
     0.05 % below, unless the model is so small that no steps give that.
 
     Bytes are shared out by a Lagrangian: the sum over tensors of distortion + mu * coded bytes is least, with one mu
-    for all. Files that are written to a temporary folder, and deleted, then correct all steps by one factor.
+    for all. The sizes of whole files, coded but not written, then correct all steps by one factor.
 
     Args:
         model_or_state_dict: as for ``save_compressed``.
@@ -79,8 +78,8 @@ def steps_for_bits(
     counted = _checked_importance(importance or {}, state)
 
     def written(quantizer: Quantizer) -> CheckpointInfo:
-        return written_for_trial(
-            state, quantizer=quantizer, coder=coders, compressible=compressible, raw_dtype=raw_dtype
+        return save_compressed(
+            state, None, quantizer=quantizer, coder=coders, compressible=compressible, raw_dtype=raw_dtype
         )
 
     report = progress if progress is not None else lambda *_: None
@@ -138,7 +137,7 @@ def steps_for_bits(
         return AllocatedQuantizer(steps, bits, distortion, dead_zone=dead_zone)
 
     def size_at(octaves: float) -> int:
-        report(2 * len(names), 2 * len(names), "writing a trial file")
+        report(2 * len(names), 2 * len(names), "coding a trial file")
         return written(scaled(octaves)).file_bytes
 
     finest, coarsest = min(limit[0] for limit in limits), max(limit[1] for limit in limits)

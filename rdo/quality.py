@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from rdo.constraint import RateConstraint
@@ -107,7 +107,7 @@ class QualityTarget(SizeTarget):
         """
         super().land()
 
-    def _land(self, state: Mapping[str, Tensor]) -> None:
+    def _land(self) -> None:
         grid, moved = self._ready(), 0.0
 
         def move_to(octaves: float) -> None:
@@ -132,7 +132,7 @@ class QualityTarget(SizeTarget):
                 "train longer, or allow a larger max_loss"
             )
         self._entropy = grid.entropy_bits()
-        info = self._file.agreed(lambda: self._file.write(state, self.quantizer()))
+        info = self._file.write(self.quantizer())
         self.bits_per_parameter = round(info.bits_per_parameter, 3)
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdo.checkpoint.trial import written_for_trial
+from rdo.checkpoint import save_compressed
 from rdo.checkpoint.writer import Coder
 from rdo.compensated_rounding import CompensatedRounding, Rounded
 from rdo.errors import ConfigError
@@ -59,7 +59,7 @@ def round_to_size(
 
     Args:
         bits_per_parameter: ``8 * file_bytes / parameters``, the whole file over all stored parameters; met within 0.2 %
-            from below, by writing files.
+            from below, by the sizes of whole files.
         batches, loss, price, compressible: see :class:`rdo.compensated_rounding.CompensatedRounding`.
         coder, raw_dtype: as for ``save_compressed``, which is to be given the same.
 
@@ -74,8 +74,8 @@ def round_to_size(
     def measure(rounded: Rounded) -> float:
         rounded.fill(model)
         quantizer = rounded.quantizer(bits_per_parameter)
-        return written_for_trial(
-            model, quantizer=quantizer, coder=coder, raw_dtype=raw_dtype, compressible=compressible
+        return save_compressed(
+            model, None, quantizer=quantizer, coder=coder, raw_dtype=raw_dtype, compressible=compressible
         ).bits_per_parameter
 
     with _restored_on_error(model, rounding):

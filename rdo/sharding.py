@@ -8,14 +8,13 @@ the same arithmetic on the same numbers.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from rdo.errors import CheckpointError, ConfigError
+from rdo.errors import ConfigError
 
 SUMS = 3
 """How many of :data:`rdo_kernels.MOMENTS` are sums over weights that processes add up: count, sum |w|, sum w^2."""
@@ -67,6 +66,12 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
+def message_device(tensors: Iterable[Tensor]) -> torch.device | None:
+    """Where messages of the processes that share some tensors travel; None if all are plain."""
+    mesh = next((cast(Any, tensor).device_mesh for tensor in tensors if is_sharded(tensor)), None)
+    return None if mesh is None else torch.device(mesh.device_type)  # though the weights may be offloaded
+
+
 class Shards:
     """The parts of some parameters that this process holds.
 
@@ -83,10 +88,10 @@ class Shards:
 
     def __init__(self, names: Sequence[str], parameters: Sequence[Tensor]) -> None:
         self._parameters = parameters
-        self.sharded = any(is_sharded(parameter) for parameter in parameters)
-        if self.sharded:
-            mesh = next(cast(Any, p).device_mesh for p in parameters if is_sharded(p))
-            self._device = torch.device(mesh.device_type)  # where messages travel, though weights may be offloaded
+        device = message_device(parameters)
+        self.sharded = device is not None
+        if device is not None:
+            self._device = device
             contributed = [_contributes(parameter) for parameter in parameters]
             self._contributed = torch.tensor(contributed, device=self._device)
             self._check(names)
@@ -155,34 +160,6 @@ class Shards:
         largest = values.to(self._device, copy=True)
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         return largest.to(values.device)
-
-    def on_main(self, make: Callable[[], Any]) -> Any:
-        """What rank 0 makes, a value of JSON, on every process; all of them must ask. Of plain ones each makes its own.
-
-        Raises:
-            On rank 0 what ``make`` raises; on the others CheckpointError, which says the same.
-        """
-        if not self.sharded:
-            return make()
-        answer, failure = b"", None
-        if is_main_process():
-            try:
-                answer = json.dumps({"made": make()}).encode()
-            except Exception as error:
-                answer, failure = json.dumps({"failed": str(error)}).encode(), error
-        length = torch.tensor([len(answer)], device=self._device)
-        torch.distributed.broadcast(length, 0)
-        message = torch.zeros(int(length), dtype=torch.uint8)
-        if answer:
-            message.copy_(torch.frombuffer(bytearray(answer), dtype=torch.uint8))
-        message = message.to(self._device)
-        torch.distributed.broadcast(message, 0)
-        if failure is not None:
-            raise failure
-        found = json.loads(bytes(message.tolist()))
-        if "failed" in found:
-            raise CheckpointError(f"rank 0 stopped: {found['failed']}")
-        return found["made"]
 
     def any(self, values: Iterable[Tensor | None]) -> bool:
         """Whether a number in them is not zero, on any process; all of them must ask."""

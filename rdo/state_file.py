@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rdo.checkpoint.container import Entry, bytes_of, open_safetensors, write_safetensors
+from rdo.checkpoint.container import Entry, bytes_of, open_safetensors, planned
 from rdo.errors import CorruptCheckpointError
 
 _KEY, _TENSOR = "rdo_state", "rdo_tensor"
@@ -33,7 +33,7 @@ def save_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         return [described(item) for item in value] if isinstance(value, list | tuple) else value
 
     text = json.dumps(described(state))
-    write_safetensors(path, entries, {_KEY: text}, sealed=True)
+    planned(entries, {_KEY: text}, sealed=True).write(path)
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:

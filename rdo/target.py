@@ -58,7 +58,7 @@ class SizeTarget:
 
     Args:
         model: whose file is to have the size; its parameters are on one device in each process. Of a sharded model all
-            processes must call every method together; files are written by rank 0, from a state gathered on its host.
+            processes must call every method together; each codes a share of the tensors, and rank 0 writes files.
         constraint: the weights that are coded, and the rate term that acts on them. A lambda that is a tensor follows
             the gradients (:class:`rdo.pressure.Pressure`).
         bits_per_parameter: ``8 * file_bytes / parameters``, the whole file over all stored parameters.
@@ -107,7 +107,7 @@ class SizeTarget:
                 'target_options={"compensated": False}'
             )
         self._constraint, self._shards, self._allocation = constraint, constraint.shards, allocation
-        self._file = ModelFile(model, constraint.names, self._shards, coder=coder, raw_dtype=raw_dtype)
+        self._file = ModelFile(model, constraint.names, coder=coder, raw_dtype=raw_dtype)
         self.parameters: int = self._file.parameters
         self.budget_bytes: float = (
             1e6 * size_mb if size_mb is not None else (bits_per_parameter or 0.0) * self.parameters / 8
@@ -167,9 +167,9 @@ class SizeTarget:
         Raises:
             As :meth:`land`.
         """
-        with self._unrounded() as state:
-            self._land(state)
-            return self._file.agreed(lambda: self._file.write(state, self.quantizer(), path))
+        with self._unrounded():
+            self._land()
+            return self._file.write(self.quantizer(), path)
 
     def land(self) -> None:
         """Move the steps a little such that the file has the size asked for, or is up to 0.05 % smaller.
@@ -180,18 +180,18 @@ class SizeTarget:
             ConfigError: the training has not yet come to the choice of steps, or no steps give the size.
             RdoError: as :func:`~rdo.save_compressed`.
         """
-        with self._unrounded() as state:
-            self._land(state)
+        with self._unrounded():
+            self._land()
 
-    def _land(self, state: Mapping[str, Tensor]) -> None:
+    def _land(self) -> None:
         """:meth:`land`, given the unrounded weights, which the parameters hold."""
         grid = self._ready()
 
         def size_at(octaves: float) -> int:
-            return self._file.write(state, grid.quantizer(self.bits_per_parameter, octaves)).file_bytes
+            return self._file.write(grid.quantizer(self.bits_per_parameter, octaves)).file_bytes
 
         slope = self.budget_bytes / max(self.goal_bits, 0.5)
-        octaves, size = self._shards.on_main(lambda: nearest_below(size_at, self.budget_bytes, -8.0, 8.0, slope))
+        octaves, size = nearest_below(size_at, self.budget_bytes, -8.0, 8.0, slope)
         if size > self.budget_bytes:
             raise ConfigError(f"no steps give a file of {self.budget_bytes:,.0f} bytes; the least is {size:,}")
         grid.move(octaves)
@@ -256,11 +256,10 @@ class SizeTarget:
         rounds = 2 if first else 1
         # Of a small model's file much is header: more bits than the weights have could not be fitted.
         self.goal_bits = self.goal_bits or min(self.bits_per_parameter, _FIRST_BITS)
-        state = self._file.state()
         for _ in range(rounds):
             if first:
                 grid.fit(self.goal_bits)
-            info = self._file.agreed(lambda: self._file.write(state, grid.quantizer(self.bits_per_parameter)))
+            info = self._file.write(grid.quantizer(self.bits_per_parameter))
             coded = info.payload_bytes + info.table_bytes
             room = self.budget_bytes - (info.file_bytes - coded)
             if room <= 0:
@@ -275,12 +274,12 @@ class SizeTarget:
             grid.fit(self.goal_bits)
 
     @contextmanager
-    def _unrounded(self) -> Iterator[Mapping[str, Tensor]]:
-        """Give the parameters their unrounded weights for a while, and the model's state to write."""
+    def _unrounded(self) -> Iterator[None]:
+        """Give the parameters their unrounded weights for a while."""
         grid = self._ready()
         grid.restore()
         try:
-            yield self._file.state()
+            yield
         finally:
             grid.round()
 

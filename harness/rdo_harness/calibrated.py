@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdo.checkpoint.trial import written_for_trial
+from rdo.checkpoint import save_compressed
 from rdo.compensated_rounding import CompensatedRounding, Rounded
 from rdo.errors import ConfigError, DataError
 from rdo.quantizers import AllocatedQuantizer
@@ -78,8 +78,8 @@ class CalibratedModel:
         def measure(rounded: Rounded) -> float:
             state, quantizer = self._filled(rounded, bits)
             covered = quantizer.step_of.keys()
-            info = written_for_trial(
-                state, quantizer=quantizer, compressible=lambda name, _: name in covered, **options
+            info = save_compressed(
+                state, None, quantizer=quantizer, compressible=lambda name, _: name in covered, **options
             )
             self._progress(0, 1, f"trying steps ({info.bits_per_parameter:.3f} bits)")
             return info.bits_per_parameter

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -91,16 +91,53 @@ class Entry:
         return count * self.dtype.itemsize
 
 
-def write_safetensors(
-    path: str | os.PathLike[str], entries: Sequence[Entry], metadata: Mapping[str, str], *, sealed: bool = False
-) -> None:
-    """Write a safetensors file atomically; the same arguments give the same bytes.
+@dataclass(frozen=True)
+class Plan:
+    """A safetensors file that is to be written.
+
+    Attributes:
+        head: its header, with what precedes that.
+        entries: in the order of the file.
+        file_bytes: its length.
+    """
+
+    head: bytes
+    entries: tuple[Entry, ...]
+    file_bytes: int
+    sealed: bool
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write it atomically.
+
+        Raises:
+            CheckpointError: the disk is full; the message names the path and the bytes needed.
+        """
+        with atomic_write(path, self.file_bytes) as file:
+            digest = hashlib.sha256()
+
+            def write(data: memoryview | bytes) -> int:
+                file.write(data)
+                if self.sealed:
+                    digest.update(data)
+                return len(data)
+
+            written = write(self.head)
+            for entry in self.entries:
+                nbytes = sum(write(part.data) for part in entry.data())
+                assert nbytes == entry.nbytes, (entry.name, nbytes, entry.nbytes)
+                written += nbytes
+            if self.sealed:
+                written += write(crc32c(self.head).to_bytes(4, "little")) + file.write(digest.digest())
+            assert written == self.file_bytes, (written, self.file_bytes)
+
+
+def planned(entries: Iterable[Entry], metadata: Mapping[str, str], *, sealed: bool = False) -> Plan:
+    """Lay out a safetensors file; the same arguments give the same bytes.
 
     Tensors are laid out by falling size of an element, then in the order given, which aligns each of them; the seal, if
     there is one, is last.
 
     Raises:
-        CheckpointError: the disk is full; the message names the path and the bytes needed.
         ConfigError: a name is not text, or there are so many tensors that readers would refuse the header.
     """
     _require_little_endian()
@@ -114,24 +151,11 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > _MAX_HEADER_BYTES:
-        raise ConfigError(f"cannot write {path}: its header would take {len(text):,} bytes, readers stop at 100 MB")
+        raise ConfigError(
+            f"{len(ordered):,} tensors would take a header of {len(text):,} bytes, and readers stop at 100 MB"
+        )
     head = len(text).to_bytes(8, "little") + text
-    with atomic_write(path, len(head) + offset) as file:
-        digest = hashlib.sha256()
-
-        def write(data: memoryview | bytes) -> int:
-            file.write(data)
-            if sealed:
-                digest.update(data)
-            return len(data)
-
-        write(head)
-        for entry in ordered:
-            written = sum(write(part.data) for part in entry.data())
-            assert written == entry.nbytes, (entry.name, written, entry.nbytes)
-        if sealed:
-            write(crc32c(head).to_bytes(4, "little"))
-            file.write(digest.digest())
+    return Plan(head, tuple(ordered), len(head) + offset, sealed)
 
 
 class Container:

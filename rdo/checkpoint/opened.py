@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdo.checkpoint.container import CODES, Container, Entry, bytes_of, write_safetensors
+from rdo.checkpoint.container import CODES, Container, Entry, bytes_of, planned
 from rdo.checkpoint.info import build_info
 from rdo.checkpoint.manifest import Manifest, Record, entry_name, parse_metadata
 from rdo.checkpoint.older import OlderLayout
@@ -181,7 +181,7 @@ class CompressedFile:
             return Entry(name, target_dtype(record, dtype), record.size, lambda: [bytes_of(self.tensor(owner, dtype))])
 
         # transformers refuses plain weights that do not say which framework wrote them
-        write_safetensors(path, [entry(name, owner) for name, owner in self.owners.items()], {"format": "pt"})
+        planned([entry(name, owner) for name, owner in self.owners.items()], {"format": "pt"}).write(path)
 
     def with_tied(self, stored: dict[str, T]) -> dict[str, T]:
         """Add the tied tensors of those in ``stored``, in the order of the file."""

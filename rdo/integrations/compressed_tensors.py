@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rdo.checkpoint import CompressedFile, open_compressed
-from rdo.checkpoint.container import Bytes, Entry, bytes_of, write_safetensors
+from rdo.checkpoint.container import Bytes, Entry, bytes_of, planned
 from rdo.checkpoint.opened import target_dtype
 from rdo.errors import ConfigError, IntegrationError
 from rdo.integrations.exported import Exported, Levels, levels_of, refuse
@@ -72,7 +72,7 @@ def export(source: Path, out: Path, *, allow_plain: bool = False) -> Exported:
             entries += layers[name].entries() if name in layers else [_plain(compressed, name, owner)]
 
         def write(path: Path) -> None:
-            write_safetensors(path, entries, {"format": "pt"})
+            planned(entries, {"format": "pt"}).write(path)
 
         exported.file = write_model(source, out, PLAIN, write, lambda text: _with_scheme(text, bits, left))
     exported.file_bytes = exported.file.stat().st_size

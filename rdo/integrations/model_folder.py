@@ -18,7 +18,6 @@ from rdo.checkpoint import CheckpointInfo, save_compressed
 from rdo.checkpoint.container import open_safetensors
 from rdo.errors import CheckpointError, ConfigError, CorruptCheckpointError
 from rdo.integrations.folder import WEIGHTS, mark_config, unmark_config
-from rdo.model_file import owners_of
 
 COMPRESSED, PLAIN = WEIGHTS, "model.safetensors"
 INDEX, COMPRESSED_INDEX = f"{PLAIN}.index.json", f"{WEIGHTS}.index.json"
@@ -123,7 +122,9 @@ def tied_names(path: Path, stored: Collection[str]) -> dict[str, str]:
     model = model_without_memory(folder)
     prefix = f"{getattr(model, 'base_model_prefix', '')}."  # files of the inner model lack it
     alike: dict[str, list[str]] = {}
-    for name, owner in owners_of(model).items():
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = first.setdefault(id(parameter), name)
         short = name.removeprefix(prefix)
         alike.setdefault(owner, []).append(short if name not in stored and short in stored else name)
     for names in alike.values():

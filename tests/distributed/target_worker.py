@@ -27,7 +27,7 @@ from rdo.errors import CheckpointError, ConfigError
 
 BITS = 6.0
 STEPS = 40
-"""Weights are rounded after 20; a file is written for trial after 20 and 32."""
+"""Weights are rounded after 20; a file is coded for trial after 20 and 32."""
 UNTIED = {"start": 0, "compensated": False}
 
 

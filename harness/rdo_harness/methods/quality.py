@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from torch import nn
 
 import rdo
-from rdo.checkpoint.trial import written_for_trial
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 from rdo_harness.methods.base import Context, Method, OperatingPoint
@@ -50,6 +49,6 @@ class BackSlashToQuality(Method):
         assert context.steps is not None, "a training to a quality leaves its steps"
         options: dict[str, Any] = {"coder": "rans", "compressible": context.architecture.compressible}
         quantizer = AllocatedQuantizer(context.steps, 0.0, "sensitivity")
-        bits = written_for_trial(model, quantizer=quantizer, **options).bits_per_parameter
+        bits = rdo.save_compressed(model, None, quantizer=quantizer, **options).bits_per_parameter
         rdo.save_compressed(model, path, quantizer=replace(quantizer, bits=round(bits, 3)), **options)
         return {}
