@@ -54,7 +54,9 @@ class Pressure:
         for row, part in enumerate(parts):
             own = theta[row] if theta.ndim == 2 else theta
             total = like.new_zeros((), dtype=torch.float64)
-            for piece in part.detach().reshape(-1).split(max(room, 1)):
+            weights = part.detach().reshape(-1)
+            for begin in range(0, weights.numel(), max(room, 1)):
+                piece = weights[begin : begin + room]
                 slope = buffer[: piece.numel()].zero_()
                 rdo_kernels.add_rate_gradient([piece], [slope], constraint.entropy_model, own, one)
                 total += squares_of([slope], like)[0]
