@@ -147,6 +147,37 @@ def test_fitted_laws_are_densities_with_the_spread_of_the_weights() -> None:
     assert error["Laplace"] < 0.1 * error["Gaussian"]
 
 
+def training_row(architecture: str, label: str, bits: float | None) -> tuple[Row, Row]:
+    """A training, and a point of it."""
+    key = f"{architecture} {label} {bits}"
+    shared = {"architecture": architecture, "task": "bytes", "seed": 0, "training_key": key, "bits": bits}
+    history = [{"step": 0, "shape": 1.0}, {"step": 10, "shape": bits or 2.0}]
+    lam = None if bits is None else 1.0
+    return {**shared, "lam": lam, "apply": label, "history": history}, {**shared, "label": label}
+
+
+def test_panels_show_the_same_setting_of_a_method_in_the_same_colour() -> None:
+    """Each model has too many trainings for one panel; the second lacks a method and the middle size of another."""
+    settings = {
+        "first": {"normal": [None], "A": [3.0, 2.0, 1.0], "B": [1.0, 2.0, 3.0], "C": [4.0, 5.0, 6.0]},
+        "second": {"normal": [None], "C": [7.0, 4.0, 8.0, 9.0], "A": [1.0, 2.0, 3.0, 4.0, 5.0]},
+    }
+    pairs = [
+        training_row(model, label, bits) for model, by in settings.items() for label, b in by.items() for bits in b
+    ]
+    lines = figures._lines(pd.DataFrame([point for _, point in pairs]), [training for training, _ in pairs])
+    panels = figures.training.shape_over_steps(lines).axes
+    shown = [{str(line.get_label()): line for line in panel.get_lines()} for panel in panels]
+    assert [list(names) for names in shown] == [
+        ["normal training", "A, 2 bits", "B, 2 bits", "C, 4 bits"],
+        ["normal training", "C, 4 bits", "A, 2 bits"],
+    ]
+    colours = [{name: line.get_color() for name, line in names.items()} for names in shown]
+    assert len(set(colours[0].values())) == 4
+    assert colours[1].items() <= colours[0].items()
+    assert [panel.get_lines()[1].get_ydata()[-1] for panel in panels] == [2.0, 4.0]
+
+
 def test_zeros_by_layer() -> None:
     layers = [
         {"name": "bert.embeddings.word.weight", "weights": 10, "zeros": 1},

@@ -154,7 +154,11 @@ def test_destroyed_models_are_cut_off_the_figure_and_counted() -> None:
     figure = figures.rate_distortion(frame, ["anchor", "mine"])
     assert figure.axes[0].get_ylim()[1] < 1.0
     hidden = sum(r["cross_entropy"] > 2 * min(q["cross_entropy"] for q in rows) for r in rows)
-    assert f"{hidden} points" in figure.axes[0].texts[0].get_text()
+    [note] = figure.axes[0].texts
+    assert f"{hidden} points" in note.get_text()
+    figure.draw_without_rendering()
+    assert note.get_window_extent().y0 >= figure.axes[0].get_window_extent().y1, "it would hide points"
+    assert note.get_window_extent().y1 <= figure.axes[0].title.get_window_extent().y0
 
 
 def test_a_curve_without_a_figure_says_why(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -100,9 +100,17 @@ def _lines(frame: pd.DataFrame, trainings: Sequence[Row]) -> training.Lines:
     lines = []
     for by_label in models.values():
         if sum(map(len, by_label.values())) > _MOST_LINES:
-            by_label = {label: [rows[len(rows) // 2]] for label, rows in by_label.items()}
+            by_label = {label: [_middle(label, rows, models.values())] for label, rows in by_label.items()}
         lines += [(_called(row, label), row) for label, rows in by_label.items() for row in rows]
     return lines
+
+
+def _middle(label: str, rows: Sequence[Row], models: Collection[Mapping[str, Sequence[Row]]]) -> Row:
+    """Of a method's trainings the one in the middle of those that all models have, so that panels can be compared."""
+    settings = [{_called(row, label) for row in model[label]} for model in models if label in model]
+    shared = [row for row in rows if _called(row, label) in set.intersection(*settings)] or list(rows)
+    shared.sort(key=lambda row: row.get("bits") or row.get("lam") or 0.0)
+    return shared[len(shared) // 2]
 
 
 def _called(row: Row, label: str) -> str:

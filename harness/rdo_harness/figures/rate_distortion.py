@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _OF_TEXT = ("bits_per_byte", "perplexity")
 RATE = "best_coder_bits_per_parameter"
-_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
+_NOTE_SIZE = 8.0
+"""Points of a note's letters."""
 _MOST_BANDS = 8
 """So many methods have bands that can still be told apart: as many as there are colours."""
 
@@ -30,9 +31,9 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str], subject: str = "
     Pareto front of each method, of means over seeds; points off the front are faint. Bands are 95 % intervals, over
     seeds or, where there is one seed, over test items; of more than eight methods, those of one seed have none. Markers
     are hollow where a method was measured with fewer seeds than others. The panels are cut where a model is of no more
-    use: at twice the least cross entropy, and at 1.25 times for text, of which most cannot be predicted. They say how
-    many points that leaves out. Lossless methods, at five times the bits of the others and at the quality of the
-    uncompressed model, are named in the corner instead.
+    use: at twice the least cross entropy, and at 1.25 times for text, of which most cannot be predicted. How many
+    points that leaves out stands under the title; so do lossless methods, which have five times the bits of the others
+    and the quality of the uncompressed model.
 
     Args:
         labels: of the methods; the first is the anchor.
@@ -76,16 +77,17 @@ def _draw(
     singles = [part for part in points.values() if len(part) == 1 and part["cross_entropy"].iloc[0] <= most]
     ends = [float(part[f"{column}{end}"].iloc[0]) for part in singles for end in ("_low", "_high")]
     fit_to(panel, [value for value in (*shown[column], reference, *ends) if math.isfinite(value)])
-    _note(panel, len(group) - len(shown), times, whole[lossless(whole)])
+    pad = _note(panel, len(group) - len(shown), times, whole[lossless(whole)])
     panel.set_xlabel("bits per coded parameter, best coder, tables and scales included")
     panel.set_ylabel("test cross entropy (nats)" if column == "cross_entropy" else f"test {metric_title(metric_name)}")
     if column == "metric":
-        panel.set_title(metric_title(metric_name))
+        panel.set_title(metric_title(metric_name), pad=pad)
         return
     count = whole["seed"].nunique()
     panel.set_title(
         f"{whole['architecture'].iloc[0]} on {whole['task'].iloc[0]}, {count} seed{'s' if count > 1 else ''}: lower "
-        "left is better"
+        "left is better",
+        pad=pad,
     )
     if metric_name == "bits_per_byte":
         bits = float((group["metric"] / group["cross_entropy"]).median())
@@ -108,11 +110,12 @@ def _curve(panel: Axes, points: pd.DataFrame, column: str, label: str, style: di
         panel.vlines(on_front[RATE], *band, color=style["color"], alpha=0.4, linewidth=1.4)
 
 
-def _note(panel: Axes, hidden: int, times: float, floors: pd.DataFrame) -> None:
-    """Say in the corner, where no curve should end, what is not drawn."""
+def _note(panel: Axes, hidden: int, times: float, floors: pd.DataFrame) -> float:
+    """Say under the title, where no curve is, what is not drawn; returns the points that the title needs below it."""
     lines = [f"{hidden} points of more than {times:g} times the least cross entropy are not shown"] if hidden else []
     bits = floors.groupby("label", sort=False)[RATE].mean()
     lines += [", ".join(f"{label}: {value:.1f} bits" for label, value in bits.items())] if len(bits) else []
+    style: Any = {"ha": "center", "va": "bottom", "fontsize": _NOTE_SIZE, "color": "0.4"}
     if lines:
-        text, at = "\n".join(lines), panel.transAxes
-        panel.text(0.99, 0.98, text, transform=at, ha="right", va="top", fontsize=8, color="0.4", bbox=_BOX)
+        panel.text(0.5, 1.01, "\n".join(lines), transform=panel.transAxes, **style)
+    return 6.0 + 1.25 * _NOTE_SIZE * len(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -47,13 +47,14 @@ def over_steps(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
     """A row of two panels per model: the metric and the cross entropy over absolute steps, one line a label."""
     frame = frame[frame["step"].notna() & frame["sparsity_target"].isna()]
     groups = list(frame.groupby(["task", "architecture"], sort=False))
+    numbers = _numbers(groups, labels)
     with panels(len(groups), 2, 4.0) as (figure, grid):
         for (metrics, losses), ((task, architecture), group) in zip(grid, groups, strict=True):
-            for number, (label, part) in enumerate(_trained(group, labels)):
+            for label, part in _trained(group, labels):
                 points = over_seeds(part).sort_values("step", ascending=False)
                 exponents = [math.log2(step) for step in points["step"]]
-                _quality(metrics, exponents, points, number, label)
-                _quality(losses, exponents, points, number, label, "cross_entropy")
+                _quality(metrics, exponents, points, numbers[label], label)
+                _quality(losses, exponents, points, numbers[label], label, "cross_entropy")
             for panel in (metrics, losses):
                 ticks = sorted({round(math.log2(step)) for step in group["step"]})
                 panel.set_xticks(ticks, [f"$2^{{{tick}}}$" for tick in ticks])
@@ -70,15 +71,16 @@ def over_steps(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
 def over_pruning(frame: pd.DataFrame, labels: Sequence[str]) -> Figure:
     """One panel per model: the metric over the share of weights set to zero, one line a label; 0 is the whole model."""
     groups = list(frame[frame["sparsity_target"].notna()].groupby(["task", "architecture"], sort=False))
+    numbers = _numbers(groups, labels)
     with panels(-(-len(groups) // 2), min(2, len(groups)), 3.8) as (figure, grid):
         cells = [panel for row in grid for panel in row]
         for panel, ((task, architecture), group) in zip(cells, groups, strict=False):
-            for number, (label, part) in enumerate(_trained(group, labels)):
+            for label, part in _trained(group, labels):
                 points = over_seeds(part).sort_values("sparsity_target")
                 whole = points.iloc[:1].assign(sparsity_target=0.0, metric=points["uncompressed_metric"].iloc[0])
                 whole["metric_low"] = whole["metric_high"] = whole["metric"]
                 points = pd.concat([whole, points], ignore_index=True)
-                _quality(panel, 100 * points["sparsity_target"], points, number, label)
+                _quality(panel, 100 * points["sparsity_target"], points, numbers[label], label)
             if group["metric_name"].iloc[0] != "accuracy" and group["metric"].max() > 2 * group["metric"].min():
                 log_height(panel)
             panel.set_xlabel("weights set to zero (%)")
@@ -92,6 +94,11 @@ def _trained(group: pd.DataFrame, labels: Sequence[str]) -> Iterator[tuple[str, 
     for label in labels:
         for lam, part in group[group["label"] == label].groupby("lam", dropna=False, sort=False):
             yield label if pd.isna(lam) else f"{label}, lambda {lam:g}", part
+
+
+def _numbers(groups: Sequence[tuple[Any, pd.DataFrame]], labels: Sequence[str]) -> dict[str, int]:
+    """A number for each line of the legend, in all panels the same."""
+    return {name: n for n, name in enumerate(dict.fromkeys(name for _, g in groups for name, _ in _trained(g, labels)))}
 
 
 def _quality(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,30 +29,35 @@ def by_model(lines: Lines) -> dict[str, list[tuple[str, Row]]]:
     return models
 
 
-def coloured(lines: Lines) -> Iterator[tuple[tuple[str, Row], dict[str, Any]]]:
-    """Each line with its look; where all of them are lambdas of one method, dark to light by lambda."""
-    normal = [line for line in lines if line[1].get("lam") is None]
-    rest = [line for line in lines if line[1].get("lam") is not None]
-    settings = {(line[1]["apply"], line[1].get("eps"), line[1].get("regulariser_p")) for line in rest}
+def looks(lines: Lines) -> dict[str, dict[str, Any]]:
+    """The look of each line by its name in the legend, in all panels the same; where all of them are lambdas of one
+    method, dark to light by lambda."""
+    named = dict(lines)
+    normal = [name for name, row in named.items() if row.get("lam") is None]
+    rest = [name for name in named if name not in normal]
+    settings = {(named[name]["apply"], named[name].get("eps"), named[name].get("regulariser_p")) for name in rest}
     if len(settings) == 1 and len(rest) > 1:
-        rest.sort(key=lambda line: line[1]["lam"])
-        shades = ordered_colours(len(rest))
-        yield from ((line, look(0)) for line in normal)
-        yield from ((line, look(n) | {"color": shades[n - 1]}) for n, line in enumerate(rest, 1))
+        rest.sort(key=lambda name: float(named[name]["lam"]))
+        shades: list[dict[str, Any]] = [{"color": shade} for shade in ordered_colours(len(rest))]
     else:
-        yield from ((line, look(n)) for n, line in enumerate([*normal, *rest]))
+        shades = [{} for _ in rest]
+    return {name: look(0) for name in normal} | {
+        name: look(number) | shade for number, (name, shade) in enumerate(zip(rest, shades, strict=True), 1)
+    }
 
 
 def shape_over_steps(lines: Lines) -> Figure:
     """One panel per model: the fitted shape nu over the steps of training."""
-    models = by_model(lines)
+    models, styles = by_model(lines), looks(lines)
     rows = -(-len(models) // 2)
     with panels(rows, min(2, len(models)), 3.8) as (figure, grid):
         cells = [panel for row in grid for panel in row]
         for panel, (where, part) in zip(cells, models.items(), strict=False):
-            for (label, training), style in coloured(part):
+            for label, training in part:
                 history = training["history"]
-                panel.plot(_steps(history), [at["shape"] for at in history], linewidth=1.4, label=label, **style)
+                panel.plot(
+                    _steps(history), [at["shape"] for at in history], linewidth=1.4, label=label, **styles[label]
+                )
             panel.set_xlabel("training step")
             panel.set_ylabel("shape nu of all weights")
             panel.set_title(where)
@@ -61,15 +66,15 @@ def shape_over_steps(lines: Lines) -> Figure:
 
 def rate_and_distortion(lines: Lines) -> Figure:
     """A row of two panels per model: the training loss, and the rate that the fitted law implies, over the steps."""
-    models = by_model(lines)
+    models, styles = by_model(lines), looks(lines)
     with panels(len(models), 2, 4.0) as (figure, grid):
         for (distortion, rate), (where, part) in zip(grid, models.items(), strict=True):
-            for (label, training), style in coloured(part):
+            for label, training in part:
                 history = training["history"]
                 steps = _steps(history)
-                distortion.plot(steps, [at["loss"] for at in history], linewidth=1.4, label=label, **style)
+                distortion.plot(steps, [at["loss"] for at in history], linewidth=1.4, label=label, **styles[label])
                 bits = [implied_rate(at["shape"], at["scale"]) for at in history]
-                rate.plot(steps, bits, linewidth=1.4, label=label, **style)
+                rate.plot(steps, bits, linewidth=1.4, label=label, **styles[label])
             for panel in (distortion, rate):
                 panel.set_xlabel("training step")
             distortion.set_ylabel("training loss of one batch (nats)")

@@ -14,8 +14,8 @@ from rdo.entropy.gaussian import Gaussian
 from rdo.entropy.generalized_gaussian import GeneralizedGaussian
 from rdo.entropy.laplace import Laplace
 from rdo.entropy.shape import log_scale
-from rdo_harness.figures.style import COLOURS, look, panels
-from rdo_harness.figures.training import Lines, by_model, coloured
+from rdo_harness.figures.style import COLOURS, panels
+from rdo_harness.figures.training import Lines, by_model, looks
 from rdo_harness.results import Row
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ def fitted_laws(trainings: Sequence[Row]) -> Figure:
 
 def histograms(lines: Lines) -> Figure:
     """One panel per model: the density of the weights after each training, one line for each."""
-    models = by_model(lines)
+    models, styles = by_model(lines), looks(lines)
     with panels(len(models), 1, 4.2) as (figure, grid):
         for [panel], (where, part) in zip(grid, models.items(), strict=True):
-            for (label, training), style in coloured(part):
+            for label, training in part:
                 edges, density = _density(training)
-                panel.stairs(density, edges, baseline=None, linewidth=1.5, color=style["color"], label=label)
+                panel.stairs(density, edges, baseline=None, linewidth=1.5, color=styles[label]["color"], label=label)
             least = min(_least(_density(training)[1]) for _, training in part)
             panel.set_yscale("log")
             panel.set_ylim(bottom=0.5 * least)
@@ -65,17 +65,17 @@ def histograms(lines: Lines) -> Figure:
 
 def sparsity_over_depth(lines: Lines) -> Figure:
     """One panel per model: the share of each layer's weights that rounding to the step 2^-8 makes zero."""
-    models = by_model(lines)
+    models, styles = by_model(lines), looks(lines)
     rows = -(-len(models) // 2)
     with panels(rows, min(2, len(models)), 3.8) as (figure, grid):
         cells = [panel for row in grid for panel in row]
         for panel, (where, part) in zip(cells, models.items(), strict=False):
             names: list[str] = []
-            for number, (label, training) in enumerate(part):
+            for label, training in part:
                 depth = layer_sparsity(training["layers"])
                 names = list(depth)
                 shares = [100 * share for share in depth.values()]
-                panel.plot(range(len(depth)), shares, linewidth=1.4, label=label, **look(number))
+                panel.plot(range(len(depth)), shares, linewidth=1.4, label=label, **styles[label])
             every = max(1, len(names) // 8)
             shown = [i for i, name in enumerate(names) if not name.isdecimal() or int(name) % every == 0]
             panel.set_xticks(shown, [names[i] for i in shown])
