@@ -158,7 +158,8 @@ def _notes(frame: pd.DataFrame) -> list[str]:
     days = sorted({date[:10] for date in frame["date"]})
     made = {column: ", ".join(sorted({str(value) for value in frame[column]})) for column in _MADE_WITH}
     notes = [
-        f"{len(frame)} operating points; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(seeds)})"
+        f"{len(frame)} operating point{'s' if len(frame) > 1 else ''}; "
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(seeds)})"
         + ("; one seed cannot tell a small difference from chance" if len(seeds) == 1 else ""),
         f"commit {', '.join(commits)}; {' to '.join(dict.fromkeys((days[0], days[-1])))}; torch "
         f"{made['torch_version']}, Python {made['python_version']}, {made['device']}, threads: {made['threads']}; "

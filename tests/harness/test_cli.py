@@ -26,7 +26,9 @@ def test_list_names_what_is_registered(capsys: pytest.CaptureFixture[str]) -> No
         assert cli.main(["list", what, "--json"]) == 0
         entries = json.loads(capsys.readouterr().out)
         assert names <= {entry["name"] for entry in entries}
-        assert all(entry["description"] for entry in entries)
+        for text in (entry["description"] for entry in entries):
+            assert text.endswith(".") or what == "suites", text
+            assert ":`" not in text, f"a role of Sphinx in a terminal: {text}"
         assert cli.main(["list", what]) == 0
         assert names <= {line.split()[0] for line in capsys.readouterr().out.splitlines()}
 

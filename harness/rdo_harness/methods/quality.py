@@ -19,7 +19,9 @@ from rdo_harness.registries import METHODS
 @METHODS.register("backslash-quality")
 @dataclass(frozen=True)
 class BackSlashToQuality(Method):
-    """One training for each quality; see :class:`rdo.quality.QualityTarget`.
+    """The smallest size at a quality, one training for each.
+
+    See :class:`rdo.quality.QualityTarget`.
 
     Args:
         increases: how far validation cross entropy may be above that of normal training, as shares of it, each a

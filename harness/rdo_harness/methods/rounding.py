@@ -18,7 +18,9 @@ from rdo_harness.registries import METHODS
 @METHODS.register("rdo-rounding")
 @dataclass(frozen=True)
 class CompensatedRounding(Method):
-    """Compensated rounding of a normally trained model to an entropy (:func:`rdo.rounding.round_to_entropy`).
+    """Compensated rounding of a normally trained model to an entropy.
+
+    See :func:`rdo.rounding.round_to_entropy`.
 
     Args:
         bits: entropies of the coded weights, in bits a weight.

@@ -13,8 +13,9 @@ from rdo_harness.tasks.hub_records import records
 @TASKS.register("squad")
 @dataclass(frozen=True)
 class Squad(Completion):
-    """The first answer, given text and question. The official validation part is the test, a tenth of the training
-    part, by a hash, validation.
+    """The first answer, given text and question.
+
+    The official validation part is the test, a tenth of the training part, by a hash, validation.
 
     Attributes:
         path: a local folder or a data set of the hub with the fields ``context``, ``question``, ``answers``.
