@@ -187,8 +187,10 @@ def nearest_below(
             if octaves >= coarsest:
                 break
         guess = octaves + (size - (1 - _TOLERANCE / 2) * budget) / max(slope, 1.0)
-        guess = min(max(guess, octaves - _STRIDE, finest), octaves + _STRIDE, coarsest)
         between = any(place == low for place, _ in tried) and any(place == high for place, _ in tried)
+        if trial and size == tried[-2][1] and not between:  # across a plateau in strides that grow
+            guess = octaves + 4 * (octaves - tried[-2][0])
+        guess = min(max(guess, octaves - _STRIDE, finest), octaves + _STRIDE, coarsest)
         octaves = (low + high) / 2 if between and (trial > _TRIALS // 2 or not low < guess < high) else guess
         if between and high - low < _CLOSE:
             break

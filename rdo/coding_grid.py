@@ -128,8 +128,12 @@ class CodingGrid:
         return float(self.entropy_bits())
 
     def move(self, octaves: Tensor | float) -> None:
-        """Multiply all steps by ``2^octaves``; takes effect when the parameters are rounded next."""
+        """Multiply all steps by ``2^octaves``; takes effect when the parameters are rounded next.
+
+        The scale stops where all steps are the least: beyond, every move back would be without effect for a while.
+        """
         self._octaves += octaves
+        self._octaves.clamp_(min=(self._finest / self._relative).log2().amin())
 
     def steps_after(self, octaves: float) -> Tensor:
         """The steps that :meth:`move` by so many octaves would lead to, float32 [T]."""

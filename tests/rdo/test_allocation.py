@@ -239,6 +239,19 @@ def test_nearest_below_meets_a_staircase(budget: float, slope: float) -> None:
     assert len(tried) <= 26
 
 
+@pytest.mark.parametrize(("edge", "flat"), [(3.0, 100_100), (-3.0, 99_000)])
+def test_nearest_below_leaves_a_plateau(edge: float, flat: int) -> None:
+    """As a file has whose steps are all the least that they may be: it ends 3 octaves away, and a guess is 1e-3."""
+
+    def size_at(octaves: float) -> int:
+        beyond = max(octaves - edge, 0.0) if edge > 0 else min(octaves - edge, 0.0)
+        return round(flat - 10_000 * beyond)
+
+    octaves, size = nearest_below(size_at, 100_000.0, -8.0, 8.0, 1e6)
+    assert 0.9995 * 100_000 <= size <= 100_000
+    assert octaves == pytest.approx(edge + (flat - 100_000) / 10_000, abs=0.01)
+
+
 def test_nearest_below_ends_at_its_limits() -> None:
     assert nearest_below(lambda octaves: 50, 10.0, -8.0, 8.0, 1.0) == (8.0, 50)
     assert nearest_below(lambda octaves: 5, 10.0, -8.0, 8.0, 1.0) == (-8.0, 5)

@@ -304,6 +304,18 @@ def test_grid_of_zeros_and_of_unreachable_entropy() -> None:
         CodingGrid(["a"], [torch.zeros(10)], [1.0]).fit(1.0)
 
 
+def test_grid_turns_back_at_once_from_the_least_steps() -> None:
+    """A size that cannot be filled drives the scale down for as long as the training lasts."""
+    weights = [torch.randn(500, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    grid = CodingGrid(["a", "b"], weights, [1.0, 0.5])
+    for _ in range(50):
+        grid.move(-0.2)
+    least = grid.steps
+    assert least.tolist() == pytest.approx([float(weight.abs().max()) / 512 for weight in weights])
+    grid.move(1.0)
+    assert float((grid.steps / least).amax()) == 2.0
+
+
 def test_grid_of_tensors_that_differ_a_millionfold_in_sensitivity() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(2000, generator=generator), torch.randn(1000, generator=generator)]
