@@ -76,7 +76,7 @@ def lines(trainings: Sequence[PlannedTraining]) -> list[list[Any]]:
     alike: dict[tuple[Any, ...], list[PlannedTraining]] = {}
     for training in trainings:
         cell = training.cell
-        name = getattr(cell.architecture, "path", "") or cell.architecture.name
+        name = getattr(cell.architecture, "path", "") or cell.architecture.title
         method = "normal training" if cell.point.rate is None else cell.method.label
         key = (name, cell.part.task.name, method, cell.part.budget.steps, training.basis)
         alike.setdefault(key, []).append(training)

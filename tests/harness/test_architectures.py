@@ -140,3 +140,13 @@ def test_the_real_minilm() -> None:
     covered = sum(p.numel() for key, p in parameters.items() if architecture.compressible(key, p))
     assert covered / 22_715_526 > 0.99
     assert architecture.encode(["What is MiniLM ?"]) == [[101, 2054, 2003, 7163, 13728, 1029, 102]]
+
+
+def test_models_of_other_widths_have_other_titles() -> None:
+    small, usual = ARCHITECTURES.get("gpt-small"), ARCHITECTURES.get("llama-small")
+    assert [small().title, small(width=64, heads=2).title, small(max_length=64).title] == [
+        "gpt-small",
+        "gpt-small, width 64",
+        "gpt-small",
+    ]
+    assert usual(width=96).title == "llama-small, width 96"

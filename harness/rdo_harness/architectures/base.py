@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,8 +29,9 @@ class Architecture(ABC):
 
     @property
     def title(self) -> str:
-        """What rows, tables and figures call it: other for every model of a suite."""
-        return self.name
+        """What rows, tables and figures call it: other for every model of a suite, with a ``width`` of its own too."""
+        width, usual = (getattr(of, "width", None) for of in (self, type(self)))
+        return self.name if width == usual else f"{self.name}, width {width}"
 
     @property
     def pad_id(self) -> int:
@@ -100,7 +102,8 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # the bar of GGUF files asks nobody
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bar:
