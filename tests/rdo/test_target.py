@@ -90,6 +90,30 @@ def test_size_in_megabytes_counts_the_whole_file(tmp_path: Path) -> None:
     assert 7425 <= (tmp_path / "model.rdo").stat().st_size <= 7500
 
 
+def test_muon_trains_its_matrices_to_a_size(tmp_path: Path) -> None:
+    """It makes the steps of a matrix orthogonal, the rate's share of them too: there is no second moment to divide by."""
+
+    def muon(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Muon([p for p in model.parameters() if p.ndim == 2], lr=0.02, weight_decay=0.0)
+
+    model, priced, plain = model_of(), model_of(), model_of()
+    optimizer = muon(model)
+    handle = rdo.attach(optimizer, model, bits_per_parameter=2.5, verbose=False, target_options={"start": 0})
+    assert isinstance(handle, TargetAttachment)
+    begin = train(model_of(), muon(model_of()), range(5))
+    assert train(model, optimizer, range(80)) < 0.6 * begin
+    assert 0.99 * 2.5 <= handle.save(tmp_path / "model.rdo").bits_per_parameter <= 2.5
+
+    optimizer = muon(priced)
+    rates = rdo.attach(optimizer, priced, lam=0.3, verbose=False).constraint
+    train(priced, optimizer, range(80))
+    train(plain, muon(plain), range(80))
+    quantizer = rdo.UniformQuantizer(2.0**-6)
+    matrices = [(name, p) for name, p in plain.named_parameters() if p.ndim == 2]
+    unpriced = rdo.RateConstraint(matrices, lam=0.0).coded_rate(quantizer)
+    assert rates.coded_rate(quantizer) < unpriced - 0.5
+
+
 def test_optimizer_moves_unrounded_weights_by_the_gradient_at_rounded_ones() -> None:
     model, optimizer, handle = sized(pressure=0.0)
     train(model, optimizer, range(MEASURED_STEPS))
