@@ -30,6 +30,7 @@ class RateSettings:
         increase: instead of both a quality: how far validation cross entropy may be above that of normal training, as a
             share of it.
         start: share of the steps before the loss sees rounded weights, None for "decayed", or "settled".
+        distilled: share of the loss that asks for the answers of the normally trained model.
         revision: raised where the same settings come to train another model than before.
     """
 
@@ -48,6 +49,7 @@ class RateSettings:
     compensated: bool = later(False)
     revision: int = later(1)
     increase: float | None = later(None)
+    distilled: float = later(0.0)
 
     def describe(self) -> str:
         """A few words for progress lines."""

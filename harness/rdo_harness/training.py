@@ -20,7 +20,7 @@ from rdo_harness.config import later, settings
 from rdo_harness.observation import WeightObserver
 from rdo_harness.rate_settings import RateSettings, attach, parameter_groups
 from rdo_harness.resources import peak_memory_bytes, reset_peak_memory
-from rdo_harness.tasks.base import PreparedTask, Task
+from rdo_harness.tasks.base import PreparedTask, Task, Teacher
 from rdo_harness.training_state import resume, save_state, snapshot
 
 Progress = Callable[[int, int, str], None]
@@ -182,6 +182,10 @@ def _train(
         optimizer, lambda step: min((step + 1) / warmup, (budget.steps - step) / max(budget.steps - warmup, 1))
     )
     quality: dict[str, Any] = {}
+    teacher: Teacher | None = None
+    if rate is not None and rate.distilled:
+        normal = trained(prepared, architecture, budget, None, seed, checkpoint.parent, lambda *_: None)
+        teacher = Teacher(load_trained(architecture.build(seed, prepared.task), normal), rate.distilled)
     if rate is not None and rate.increase is not None:
         normal = trained(prepared, architecture, budget, None, seed, checkpoint.parent, lambda *_: None)
         assert normal.validation_cross_entropy is not None
@@ -205,7 +209,7 @@ def _train(
         # The batches are a function of the seed, so their number is the position in the data.
         batches = prepared.train_batches(budget.batch_size, budget.steps, data_seed)
         for step, batch in enumerate(islice(batches, begin, None), begin):
-            loss = prepared.loss(model, batch)
+            loss = prepared.loss(model, batch, teacher)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from rdo.errors import ConfigError
 from rdo_harness import run as runner
 from rdo_harness.methods.size import BackSlashToSize
+from rdo_harness.rate_settings import RateSettings
 from rdo_harness.suite import parse_suite
-from tests.harness.conftest import SUITE
+from rdo_harness.training import load_trained, trained
+from tests.harness.conftest import SUITE, PreparedTiny
 from tests.harness.test_run import Recorder
 
 METHODS = """
@@ -43,3 +46,32 @@ def test_shares_to_prune_are_checked() -> None:
     for sparsities in ((), (1.0,), (-0.1,)):
         with pytest.raises(ConfigError, match="between 0 and 1"):
             BackSlashToSize(bits=(1.0,), sparsities=sparsities)
+
+
+def test_a_teacher_with_all_of_the_loss_overrules_wrong_labels(tiny: None, tmp_path: Path) -> None:
+    """It is the normally trained model of the same seed."""
+    suite = parse_suite(tomllib.loads(SUITE), "tiny.toml")
+    (part,) = suite.parts
+    architecture = part.architectures[0]
+    prepared = part.task.prepare(architecture)
+    assert isinstance(prepared, PreparedTiny)
+    right = prepared.labels.clone()
+    misled = RateSettings(lam=0.0, entropy_model={"name": "pareto"}, bits=19.0, start=0.2)
+
+    def accuracy(settings: RateSettings | None) -> float:
+        source = trained(prepared, architecture, part.budget, settings, 0, tmp_path, lambda *_: None)
+        model = load_trained(architecture.build(0, part.task), source)
+        labels, prepared.labels = prepared.labels, right
+        metric = prepared.evaluate(model, "test").metric
+        prepared.labels = labels
+        return metric
+
+    assert accuracy(None) > 0.7
+    prepared.labels = (right + 1) % 3
+    assert accuracy(misled) < 0.3
+    assert accuracy(replace(misled, distilled=1.0)) > 0.6
+
+
+def test_the_share_of_a_teacher_is_checked() -> None:
+    with pytest.raises(ConfigError, match=r"a share of the loss, from 0 to 1; got 1\.5"):
+        BackSlashToSize(bits=(1.0,), distilled=1.5)

@@ -28,6 +28,8 @@ class SizeTraining(Method):
         allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
         compensated: whether the first rounding is compensated, as by GPTQ.
         start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
+        distilled: share of the loss that asks for the answers of the normally trained model, which costs one more
+            forward pass a step.
         sparsities: shares of the weights of each tensor that are zeroed after the training, smallest first; each is a
             point of its own, of a smaller file. 0 leaves the model as it is.
     """
@@ -38,12 +40,15 @@ class SizeTraining(Method):
     allocation: str = "sensitivity"
     start: float | str = 0.0
     compensated: bool = False
+    distilled: float = 0.0
     sparsities: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
         if not self.bits or self.quantizers():
             raise ConfigError("give at least one size in `bits`, and no steps: they follow from the size")
         check_sparsities(self.sparsities, or_none=True)
+        if not 0.0 <= self.distilled <= 1.0:
+            raise ConfigError(f"`distilled` is a share of the loss, from 0 to 1; got {self.distilled:g}")
         if not self.label:
             object.__setattr__(self, "label", self.name)
 
@@ -58,6 +63,7 @@ class SizeTraining(Method):
                     allocation=self.allocation,
                     start=None if self.start == "decayed" else self.start,  # None in what is published
                     compensated=self.compensated,
+                    distilled=self.distilled,
                     revision=2 if self.start == "settled" else 1,  # decided after 40 steps at first, then 20
                 ),
                 quantizer=None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from rdo.distillation import distilled_loss
 from rdo.errors import ConfigError
 from rdo_harness.config import settings
 
@@ -28,6 +29,14 @@ IGNORED = -100
 
 _ROWS_AT_ONCE = 8192
 """Rows of logits that are turned into float64 together; a vocabulary may be large."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model in evaluation mode whose answers enter a loss, and their share of it."""
+
+    model: torch.nn.Module
+    share: float
 
 
 @dataclass(frozen=True)
@@ -109,10 +118,18 @@ class PreparedTask(ABC):
             ConfigError: there is no such split.
         """
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean cross entropy in nats over the labels of ``batch``, a scalar to call ``backward`` on."""
+    def loss(self, model: torch.nn.Module, batch: Batch, teacher: Teacher | None = None) -> torch.Tensor:
+        """Mean cross entropy in nats over the labels of ``batch``, a scalar to call ``backward`` on.
+
+        With a teacher, :func:`rdo.distillation.distilled_loss` of it.
+        """
         logits, labels = _forward(model, batch)
-        return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+        loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+        if teacher is None:
+            return loss
+        with torch.no_grad():
+            targets, _ = _forward(teacher.model, batch)
+        return distilled_loss(loss, logits, targets, labels != IGNORED, share=teacher.share)
 
 
 def label_cross_entropy(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
