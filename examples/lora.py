@@ -35,7 +35,8 @@ def main() -> None:
         optimizer.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
-    print(handle.rate())
+    report = handle.rate()
+    print(f"merged weights: shape {report.theta['shape']:.2f}, scale {report.theta['scale']:.4f}")
 
     merged = model.merge_and_unload()
     info = rdo.save_compressed(merged, arguments.out, quantizer=rdo.RelativeQuantizer(ratio=0.3))

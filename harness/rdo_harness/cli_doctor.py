@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from rdo_harness.cli_options import Commands, print_json
 
 _PACKAGES = ("backslash-rdo", "torch", "triton", "numpy", "numba", "safetensors", "google-crc32c", "transformers")
-_EXTRAS = ("accelerate", "peft", "pytorch-lightning", "trl", "datasets", "lm-eval")
+_EXTRAS = ("accelerate", "peft", "pytorch-lightning", "trl", "datasets", "lm-eval", "compressed-tensors", "gguf")
 
 
 @dataclass(frozen=True)

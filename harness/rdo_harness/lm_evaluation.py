@@ -84,10 +84,17 @@ def evaluate_tasks(
             log_samples=False,
         )
     except Exception as error:  # of the hub's client, of datasets, of a task's own code
+        advice = (
+            "Data sets come from the Hugging Face hub; where it cannot be reached, give a folder with tasks over local "
+            "files (--include-path)"
+        )
+        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+            advice = (
+                "The tokenizer has no token for the beginning or the end of a text, one of which is put before whole "
+                "texts: set its eos_token"
+            )
         raise DataError(
-            f"lm-evaluation-harness could not run {', '.join(tasks)}: {type(error).__name__}: {error}. Data sets come "
-            "from the Hugging Face hub; where it cannot be reached, give a folder with tasks over local files "
-            "(--include-path)"
+            f"lm-evaluation-harness could not run {', '.join(tasks)}: {type(error).__name__}: {error}. {advice}"
         ) from error
     return _metrics(found)
 

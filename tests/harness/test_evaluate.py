@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ metric_list:
 metadata:
   version: 3.0
 """
+DOCUMENT = 'doc_to_text: ""\ndoc_to_target: question'
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,24 @@ def test_metrics_are_those_of_the_decoded_model(
     assert f"{info.file_bytes:,}" in out
     assert f"{sum(expected['second'][:4]) / 4:.4g}" in out
     assert "The first 4 items of each task only" in out
+
+
+def test_a_tokenizer_without_ends_of_texts_is_named(
+    folders: tuple[Path, Path], tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as that of the tutorial, on a task that reads whole texts."""
+    pytest.importorskip("lm_eval")
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(folders[0], tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    task = TASK.format(name="texts", data=tasks / "questions.jsonl").replace("multiple_choice", "loglikelihood_rolling")
+    task = task.replace("doc_to_text: question\ndoc_to_choice: choices\ndoc_to_target: answer", DOCUMENT)
+    (tmp_path / "texts.yaml").write_text(task.replace("metric: acc", "metric: bits_per_byte"))
+    assert cli.main(["evaluate", str(folder), "--tasks", "texts", "--include-path", str(tmp_path)]) == 1
+    assert "set its eos_token" in capsys.readouterr().err
 
 
 def test_what_cannot_be_run_says_why(
