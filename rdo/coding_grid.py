@@ -15,7 +15,7 @@ from torch import Tensor
 import rdo_kernels
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
-from rdo.sharding import Shards, local_part, placed_as
+from rdo.sharding import Shards, part_as_of, placed_as
 
 _FINEST = 512
 """Steps from zero to the largest weight of a tensor, at most; symbols are counted up to twice that."""
@@ -162,6 +162,8 @@ class CodingGrid:
     def load_masters(self, octaves: float, masters: Mapping[str, Tensor]) -> None:
         """Go on from :meth:`state_dict`, given the grid was built with its relative and least steps.
 
+        Masters of sharded parameters may be DTensors, or whole.
+
         Raises:
             ConfigError: the masters are not those of these parameters.
         """
@@ -169,8 +171,11 @@ class CodingGrid:
             raise ConfigError("cannot resume: the state has other weights than those that the size target covers")
         self._octaves.fill_(octaves)
         if masters:
-            pairs = zip(self.names, self._shards.parts(), strict=True)
-            self._masters = [local_part(masters[name]).to(part).reshape(part.shape).clone() for name, part in pairs]
+            held = zip(self.names, self.parameters, self._shards.parts(), strict=True)
+            self._masters = [
+                part_as_of(masters[name], parameter).to(part).reshape(part.shape).clone()
+                for name, parameter, part in held
+            ]
             self.moments, self._rounded = None, True
 
 

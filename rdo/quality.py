@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from rdo.constraint import RateConstraint
 from rdo.control import largest_rate
 from rdo.errors import ConfigError
+from rdo.sharding import mean_over_processes
 from rdo.target import SizeTarget
 
 _BEGIN_BITS = 2.0
@@ -38,8 +39,8 @@ class QualityTarget(SizeTarget):
     Args:
         max_loss: the largest value of ``evaluate`` allowed at the end, positive.
         evaluate: measures the model, lower is better, on data that the training does not see: the mean loss, or the
-            share of wrong answers. It is called in evaluation mode without gradients. With several processes it must
-            return the same value in each.
+            share of wrong answers. It is called in evaluation mode without gradients. With several processes each
+            may take a share of the data: the mean of what they return counts.
         every: optimizer steps between two measurements.
         begin_bits: entropy of the weights that the training begins with, in bits a weight.
         options: of :class:`rdo.target.SizeTarget`.
@@ -159,9 +160,10 @@ class QualityTarget(SizeTarget):
         self._module.eval()
         try:
             with torch.no_grad():
-                self.loss = float(self._evaluate(self._module))
+                loss = float(self._evaluate(self._module))
         finally:
             self._module.train(training)
+        self.loss = mean_over_processes(loss, self._constraint.parameters[0])
         if not math.isfinite(self.loss):
             raise ConfigError(f"evaluate returned {self.loss} after {self.step} optimizer steps; it must be finite")
         return self.loss

@@ -30,6 +30,18 @@ def has_replicas() -> bool:
     return _initialised() and torch.distributed.get_world_size() > 1
 
 
+def mean_over_processes(value: float, weight: Tensor) -> float:
+    """The mean of a number over all processes, all of which must ask; one process keeps its own.
+
+    Args:
+        weight: of the model that they train, plain or sharded: it says where messages travel.
+    """
+    if not has_replicas():
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=message_device([weight]) or weight.device)
+    return float(_all_reduced(total)) / torch.distributed.get_world_size()
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """The elements of a tensor that this process holds, sharing their memory; the tensor itself if it is plain.
 
@@ -59,6 +71,17 @@ def placed_as(tensor: Tensor, part: Tensor) -> Tensor:
     return DTensor.from_local(
         part, placed.device_mesh, placed.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
+
+
+def part_as_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """What this process holds of a tensor that lies as another one does, or that every process has as a whole."""
+    if is_sharded(tensor) or not is_sharded(like):
+        return local_part(tensor)
+    from torch.distributed.tensor import distribute_tensor
+
+    placed = cast(Any, like)
+    whole_tensor = tensor.to(placed.device_mesh.device_type)
+    return local_part(distribute_tensor(whole_tensor, placed.device_mesh, placed.placements, src_data_rank=None))
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rdo.checkpoint.container import Entry, bytes_of, open_safetensors, planned
 from rdo.errors import CorruptCheckpointError
+from rdo.sharding import is_main_process, is_sharded, whole
 
 _KEY, _TENSOR = "rdo_state", "rdo_tensor"
 
@@ -18,14 +19,20 @@ _KEY, _TENSOR = "rdo_state", "rdo_tensor"
 def save_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write what ``Attachment.state_dict`` returned, atomically: nested dictionaries and lists of numbers and tensors.
 
+    If some tensors are sharded, all processes must call it: they are gathered one at a time, and rank 0 writes.
+
     Raises:
         CheckpointError, OSError: the disk is full, or the file cannot be written; ``path`` is what it was.
     """
     entries: list[Entry] = []
+    sharded = False
 
     def described(value: Any) -> Any:
+        nonlocal sharded
         if isinstance(value, Tensor):
-            tensor, name = value.detach().cpu(), str(len(entries))
+            sharded = sharded or is_sharded(value)
+            gathered, name = whole(value.detach()), str(len(entries))
+            tensor = gathered.cpu() if is_main_process() or not sharded else gathered.new_empty(0)
             entries.append(Entry(name, tensor.dtype, tuple(tensor.shape), lambda: [bytes_of(tensor)]))
             return {_TENSOR: name}
         if isinstance(value, Mapping):
@@ -33,7 +40,8 @@ def save_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         return [described(item) for item in value] if isinstance(value, list | tuple) else value
 
     text = json.dumps(described(state))
-    planned(entries, {_KEY: text}, sealed=True).write(path)
+    if is_main_process() or not sharded:
+        planned(entries, {_KEY: text}, sealed=True).write(path)
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:

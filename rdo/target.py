@@ -35,7 +35,7 @@ from rdo.measurement import Measurement, Start
 from rdo.model_file import ModelFile
 from rdo.pressure import Pressure
 from rdo.quantizers import AllocatedQuantizer
-from rdo.sharding import has_replicas, placed_as
+from rdo.sharding import has_replicas, is_main_process, placed_as
 
 Allocation = Literal["sensitivity", "scale", "equal"]
 DEFAULT_PRESSURE = 0.03
@@ -164,12 +164,16 @@ class SizeTarget:
     def save(self, path: str | os.PathLike[str]) -> CheckpointInfo:
         """:meth:`land`, and write the compressed model; its parameters then hold what was written.
 
+        Of several processes all call it, and rank 0 writes.
+
         Raises:
             As :meth:`land`.
         """
         with self._unrounded():
             self._land()
-            return self._file.write(self.quantizer(), path)
+            # Replicas have all of the model, and write the same.
+            writes = self._shards.sharded or is_main_process()
+            return self._file.write(self.quantizer(), path if writes else None)
 
     def land(self) -> None:
         """Move the steps a little such that the file has the size asked for, or is up to 0.05 % smaller.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rdo.attach import Attachment, TargetAttachment, attach
+from rdo.checkpoint import save_compressed
 from rdo.coded_rate import coded_rate
 from rdo.errors import CheckpointError, ConfigError, IntegrationError
 from rdo.integrations.model_folder import COMPRESSED, compress_folder, write_model
@@ -88,11 +89,6 @@ class RateCallback(TrainerCallback):
                 "model.merge_and_unload() returns after the training"
             )
         self.handle = attach(optimizer, model, **self._options)
-        if isinstance(self.handle, TargetAttachment) and self.handle.constraint.shards.sharded:
-            raise ConfigError(
-                "RateCallback saves the state of a size target from one process, which holds a part of sharded weights "
-                "only: call rdo.attach in a training loop of your own (docs/scaling.md), or give lam"
-            )
         if self.resumes_from is not None:
             if not optimizer.state_dict()["state"]:
                 raise CheckpointError(
@@ -104,7 +100,9 @@ class RateCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Save the constraint's state, the last that is written of a checkpoint."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and self.handle is not None and not args.save_only_model and folder.is_dir():
+        if self.handle is None or args.save_only_model:
+            return
+        if self.handle.constraint.shards.sharded or (state.is_world_process_zero and folder.is_dir()):
             save_state(self.handle.state_dict(), folder / STATE)
 
     def on_train_end(
@@ -118,16 +116,34 @@ class RateCallback(TrainerCallback):
     ) -> None:
         """Write the compressed folder, and leave the optimizer as it was."""
         assert self.handle is not None
-        if self._save_to is not None and state.is_world_process_zero:
-            with tempfile.TemporaryDirectory(dir=self._save_to.absolute().parent) as temporary:
-                for part in (model, processing_class):
-                    if part is not None:
-                        part.save_pretrained(temporary)
-                if isinstance(self.handle, TargetAttachment):
-                    write_model(Path(temporary), self._save_to, COMPRESSED, self.handle.save)
-                else:
-                    compress_folder(Path(temporary), self._save_to, quantizer=self._quantizer, coder=self._coder)
+        if self._save_to is not None:
+            self._save(self._save_to, model, processing_class, main=state.is_world_process_zero)
         self.handle.remove()
+
+    def _save(self, out: Path, model: Any, processing_class: Any, *, main: bool) -> None:
+        """Write the folder; processes that are not ``main`` do their share of a sharded model, and land as it does."""
+        assert self.handle is not None
+        sized, sharded = isinstance(self.handle, TargetAttachment), self.handle.constraint.shards.sharded
+
+        def write(path: Path) -> None:
+            if isinstance(self.handle, TargetAttachment):
+                self.handle.save(path)
+            else:
+                save_compressed(model, path, quantizer=self._quantizer, coder=self._coder)
+
+        if not main:
+            if sized or sharded:
+                write(out / COMPRESSED)
+            return
+        with tempfile.TemporaryDirectory(dir=out.absolute().parent) as temporary:
+            # What save_pretrained makes of a model's weights matters only where they are compressed from there.
+            model.save_pretrained(temporary, **({"state_dict": {}} if sharded else {}))
+            if processing_class is not None:
+                processing_class.save_pretrained(temporary)
+            if sized or sharded:
+                write_model(Path(temporary), out, COMPRESSED, write)
+            else:
+                compress_folder(Path(temporary), out, quantizer=self._quantizer, coder=self._coder)
 
     @staticmethod
     def last_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
