@@ -170,12 +170,20 @@ def test_panels_show_the_same_setting_of_a_method_in_the_same_colour() -> None:
     shown = [{str(line.get_label()): line for line in panel.get_lines()} for panel in panels]
     assert [list(names) for names in shown] == [
         ["normal training", "A, 2 bits", "B, 2 bits", "C, 4 bits"],
-        ["normal training", "C, 4 bits", "A, 2 bits"],
+        ["normal training", "A, 2 bits", "C, 4 bits"],
     ]
     colours = [{name: line.get_color() for name, line in names.items()} for names in shown]
     assert len(set(colours[0].values())) == 4
     assert colours[1].items() <= colours[0].items()
-    assert [panel.get_lines()[1].get_ydata()[-1] for panel in panels] == [2.0, 4.0]
+    assert [panel.get_lines()[-1].get_ydata()[-1] for panel in panels] == [4.0, 4.0]
+
+
+def test_lambdas_of_one_method_are_in_their_order() -> None:
+    pairs = [training_row("model", "BackSlash", lam) for lam in (None, 1.0, 0.1, 3.0)]
+    lines = [(f"lambda {training['bits']}", {**training, "lam": training["bits"]}) for training, _ in pairs]
+    [panel] = figures.training.shape_over_steps(lines).axes
+    names = [line.get_label() for line in panel.get_lines()]
+    assert names == ["lambda None", "lambda 0.1", "lambda 1.0", "lambda 3.0"]
 
 
 def test_zeros_by_layer() -> None:

@@ -22,9 +22,10 @@ _CELLS = 2**14
 
 
 def by_model(lines: Lines) -> dict[str, list[tuple[str, Row]]]:
-    """The lines of every architecture and task."""
+    """The lines of every architecture and task, in the order of their looks, which the legend takes over."""
     models: dict[str, list[tuple[str, Row]]] = {}
-    for label, training in lines:
+    order = list(looks(lines))
+    for label, training in sorted(lines, key=lambda line: order.index(line[0])):
         models.setdefault(f"{training['architecture']} on {training['task']}", []).append((label, training))
     return models
 
