@@ -91,7 +91,7 @@ def test_size_in_megabytes_counts_the_whole_file(tmp_path: Path) -> None:
 
 
 def test_muon_trains_its_matrices_to_a_size(tmp_path: Path) -> None:
-    """It makes the steps of a matrix orthogonal, the rate's share of them too: there is no second moment to divide by."""
+    """It makes steps of a matrix orthogonal, the rate's share of them too: there is no second moment to divide by."""
 
     def muon(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Muon([p for p in model.parameters() if p.ndim == 2], lr=0.02, weight_decay=0.0)
