@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from rdo.checkpoint import CheckpointInfo
+from rdo.closures import Call, act_on_gradients
 from rdo.constraint import RateConstraint
 from rdo.control import Schedule
 from rdo.entropy import EntropyModel
@@ -65,18 +66,13 @@ class StepAttachment(Attachment):
             optimizer.register_step_post_hook(_eager(self._after_step)),
         ]
 
-    def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        closure = options.get("closure", arguments[0] if arguments else None)
-        # Optimizer.step is called unbound inside torch's wrapper, so the first argument may be the optimizer itself.
-        if closure is optimizer:
-            closure = arguments[1] if len(arguments) > 1 else None
-        if closure is not None and self.constraint.apply == "gradient":
-            raise ConfigError(
-                "optimizer.step(closure) recomputes the gradients and would drop the rate term; call the closure "
-                'yourself and then optimizer.step(), or use apply="proximal"'
-            )
+    def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
         if not self._checked:
             self._check_that_parameters_are_updated(optimizer)
+        return act_on_gradients(optimizer, (arguments, options), lambda: self._act(optimizer))
+
+    def _act(self, optimizer: Optimizer) -> None:
+        """What comes between gradients and step."""
         self.constraint.before_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -124,10 +120,10 @@ class TargetAttachment(StepAttachment):
         super().load_state_dict(state)
         self.target.load_state_dict(state["target"])
 
-    def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def _act(self, optimizer: Optimizer) -> None:
         if not self.constraint.skips(optimizer):
             self.target.before_step(optimizer)
-        super()._before_step(optimizer, arguments, options)
+        super()._act(optimizer)
 
     def _after_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         super()._after_step(optimizer, arguments, options)
@@ -174,7 +170,8 @@ def attach(
     measures, and ``save`` writes the smallest file that is within the limit (:class:`rdo.quality.QualityTarget`).
 
     Works with gradient accumulation, clipping and ``torch.amp.GradScaler``: the term enters once per optimizer step,
-    after unscaling and clipping, and not at all when the scaler skips the step.
+    after unscaling and clipping, and not at all when the scaler skips the step. In ``optimizer.step(closure)``
+    it enters when the closure has made the gradients (an optimizer that calls it again, as LBFGS does, is refused).
 
     Args:
         optimizer: any torch optimizer over (some of) the model's parameters, or what accelerate made of one. Attach
@@ -256,8 +253,8 @@ def attach(
     return TargetAttachment(constraint, target, optimizer)
 
 
-def _eager(hook: Callable[..., None]) -> Callable[..., None]:
-    disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+def _eager(hook: Callable[..., Any]) -> Callable[..., Any]:
+    disabled: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
     return disabled
 
 

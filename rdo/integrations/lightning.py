@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from rdo.attach import Attachment, attach
+from rdo.attach import Attachment, TargetAttachment, attach
 from rdo.checkpoint import save_compressed
 from rdo.coded_rate import coded_rate
 from rdo.errors import ConfigError, IntegrationError
@@ -27,7 +27,8 @@ class RateCallback(Callback):
     Args:
         save_to: compressed file to write at the end of the training, from the module's ``state_dict``.
         quantizer, coder: of the rate that is logged and of that file; defaults as in :func:`rdo.save_compressed`.
-        options: those of :func:`rdo.attach`, ``lam`` among them.
+        options: those of :func:`rdo.attach`, ``lam`` or ``bits_per_parameter`` among them. With a size the file has
+            that size, by the steps that were trained for, and ``quantizer`` is only what is logged.
     """
 
     def __init__(
@@ -71,9 +72,13 @@ class RateCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the compressed file, and leave the optimizer as it was."""
-        if self.handle is not None:
-            self.handle.remove()
-        if self._save_to is not None and trainer.is_global_zero:
+        assert self.handle is not None
+        self.handle.remove()
+        if self._save_to is None:
+            return
+        if isinstance(self.handle, TargetAttachment):
+            self.handle.save(self._save_to)
+        elif self.handle.constraint.shards.sharded or trainer.is_global_zero:
             save_compressed(pl_module, self._save_to, quantizer=self._quantizer, coder=self._coder)
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from rdo.integrations.lightning import RateCallback
 
 
 class Module(lightning.LightningModule):
-    def __init__(self, optimizers: int = 1) -> None:
+    def __init__(self, optimizers: int = 1, width: int = 12) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+        self.layers = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3))
         self._optimizers = optimizers
         self.automatic_optimization = optimizers == 1
 
@@ -67,6 +67,27 @@ def test_a_resumed_training_has_the_same_bits_and_writes_the_same_file(tmp_path:
         assert torch.equal(one, other)
     assert callback.handle is not None
     assert callback.handle.rate().step == 8  # 8 batches an epoch, of which two make a step
+    assert (tmp_path / "second.rdo").read_bytes() == (tmp_path / "straight.rdo").read_bytes()
+
+
+def test_a_size_is_met_and_resumed_to_the_bit(tmp_path: Path) -> None:
+    """Stopped after 24 optimizer steps, when weights are rounded: the checkpoint holds the unrounded ones, too."""
+
+    def sized(file: str | None = None) -> RateCallback:
+        options: dict[str, Any] = {"bits_per_parameter": 8.0, "target_options": {"start": 20}, "verbose": False}
+        return RateCallback(save_to=None if file is None else tmp_path / file, **options)
+
+    straight, first, second = (Module(width=1500) for _ in range(3))
+    trainer(tmp_path, sized("straight.rdo"), 8).fit(straight, batches())
+    half = trainer(tmp_path, sized(), 6)
+    half.fit(first, batches())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(tmp_path, sized("second.rdo"), 8).fit(
+        second, batches(), ckpt_path=tmp_path / "half.ckpt", weights_only=True
+    )
+    decoded = rdo.load_compressed(tmp_path / "straight.rdo")
+    assert all(torch.equal(decoded[name], weight) for name, weight in straight.state_dict().items())
+    assert 0.999 * 8.0 <= rdo.inspect_compressed(tmp_path / "straight.rdo").bits_per_parameter <= 8.0
     assert (tmp_path / "second.rdo").read_bytes() == (tmp_path / "straight.rdo").read_bytes()
 
 

@@ -221,20 +221,48 @@ def test_prints_what_is_covered(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_a_closure_is_refused_where_it_would_drop_the_term() -> None:
-    model, calls = mlp(), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = attach(model, optimizer)
-    before = weights_of(model)
-    for arguments in ({"closure": calls.append}, {}):
-        with pytest.raises(ConfigError, match=r"optimizer\.step\(closure\) recomputes the gradients"):
-            optimizer.step(*([] if arguments else [calls.append]), **arguments)
-    same(weights_of(model), before)
-    assert not calls
-    handle.remove()
-    attach(model, optimizer, apply="proximal")
-    optimizer.step(lambda: calls.append("called"))
-    assert calls == ["called"]
+@pytest.mark.parametrize("options", [{}, {"apply": "proximal"}, {"lam": None, "bits_per_parameter": 47.0}])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_closure_makes_the_gradients_that_the_term_enters(named: bool, options: dict[str, Any]) -> None:
+    """As Lightning's. It sees the rounded weights of a size, and the optimizer the unrounded ones."""
+
+    def trained(*, closed: bool) -> dict[str, Tensor]:
+        model = mlp()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        settings = {"target_options": {"start": 0}} if "bits_per_parameter" in options else {}
+        attach(model, optimizer, **options, **settings)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model)
+            loss.backward()
+            return loss
+
+        for _ in range(24):
+            if closed:
+                loss = optimizer.step(closure=closure) if named else optimizer.step(closure)
+                assert isinstance(loss, Tensor)
+            else:
+                closure()
+                optimizer.step()
+        return weights_of(model)
+
+    same(trained(closed=True), trained(closed=False))
+
+
+def test_a_closure_that_is_called_twice_in_a_step_is_refused() -> None:
+    model = mlp()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    attach(model, optimizer)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        return float(loss)
+
+    with pytest.raises(ConfigError, match="LBFGS calls its closure again within a step"):
+        optimizer.step(closure)
 
 
 def test_schedulers_and_the_attachments_state_work_together() -> None:
