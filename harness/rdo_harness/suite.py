@@ -75,6 +75,8 @@ class Suite:
     def restricted(self, methods: Sequence[str] | None, seeds: int | None) -> Suite:
         """The same suite with some methods (by name or label) and seeds 0 to ``seeds - 1``.
 
+        What is a label to the letter means that one alone: "BackSlash" is not all that is registered as "backslash".
+
         Raises:
             UnknownNameError: the suite has no such method; the nearest is suggested.
         """
@@ -87,9 +89,16 @@ class Suite:
                         f"suite {self.name!r} has no method {name!r}; {_hint(name.lower(), known)}"
                         f"it has: {'; '.join(sorted(known))}"
                     )
-            wanted = {name.lower() for name in methods}
+            labels = {m.label for part in parts for m in part.methods}
+            exact = {name for name in methods if name in labels}
+            alike = {name.lower() for name in methods if name not in labels}
             chosen = [
-                replace(part, methods=tuple(m for m in part.methods if {m.name.lower(), m.label.lower()} & wanted))
+                replace(
+                    part,
+                    methods=tuple(
+                        m for m in part.methods if m.label in exact or {m.name.lower(), m.label.lower()} & alike
+                    ),
+                )
                 for part in parts
             ]
             parts = tuple(part for part in chosen if part.methods)

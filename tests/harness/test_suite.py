@@ -183,3 +183,14 @@ def test_options_of_a_point_are_part_of_its_key(tiny_suite: Suite) -> None:
     others = [replace(first, point=replace(first.point, options={"bits": bits})) for bits in (3, 4)]
     assert len({first.key, *(cell.key for cell in others)}) == 3
     assert others[0].point.describe() == "bits 3, step 0.25"
+
+
+def test_a_label_to_the_letter_is_that_method_alone() -> None:
+    suite = load_suite("quickstart")
+
+    def chosen(*names: str) -> list[str]:
+        return [method.label for part in suite.restricted(names, None).parts for method in part.methods]
+
+    assert chosen("BackSlash") == ["BackSlash"]
+    assert chosen("backslash") == ["BackSlash", "BackSlash, gradient"]
+    assert chosen("l1", "BackSlash") == ["BackSlash", "L1"]
