@@ -129,6 +129,8 @@ def trained(
     with FileLock(locks / path.stem):
         if not path.exists():
             checkpoint = path.with_suffix(".checkpoint")
+            for left in folder.glob(f".{checkpoint.name}.*.tmp"):  # of a process that was killed while it wrote
+                left.unlink()
             model, facts = _train(prepared, architecture, budget, rate, seed, progress, checkpoint, checkpoint_seconds)
             partial = path.with_suffix(".partial")
             save_model(model, str(partial), metadata={"facts": json.dumps(facts), "configuration": json.dumps(config)})

@@ -63,8 +63,13 @@ def test_a_killed_training_ends_at_the_same_bits(tmp_path: Path, importable: Non
     assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
     [checkpoint] = (tmp_path / "cut").glob("*.checkpoint")
     assert load_state(checkpoint)["step"] == 12
+    half, other = (checkpoint.with_name(f".{name}.0123456789ab.tmp") for name in (checkpoint.name, "other.checkpoint"))
+    half.write_bytes(b"half")  # as if it had been killed while it wrote the next one
+    other.write_bytes(b"another's")
     resumed = train(tmp_path / "cut", checkpoint_seconds=1e9)
     assert not list((tmp_path / "cut").glob("*.checkpoint"))
+    assert not half.exists()
+    assert other.exists(), "that of a training that may still run"
     ends = [load_file(found.path) for found in (whole, resumed)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert resumed.history == whole.history
