@@ -34,6 +34,7 @@ def test_it_times_every_operation_and_writes_what_it_found(
             "preconditioned proximal step",
             "rate step + moments",
             "AdamW + BackSlash",
+            "keep + round",
             "quantise + histogram",
             "dequantise",
         )

@@ -8,7 +8,11 @@ from rdo_harness.gpu import quantize
 def test_what_is_timed_and_its_reference_do_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(size, generator=generator) for size in (1, 97, 70_001)]
-    quantise, restore = quantize.operations(weights)
+    keep, quantise, restore = quantize.operations(weights)
+    again = quantize.operations(weights)[0]  # on tensors of its own
+    kept, sums = (torch.stack([arm(), arm()]) for arm in (keep.ours, again.reference))
+    torch.testing.assert_close(kept[..., 1:3], sums, rtol=1e-6, atol=0)
+    assert (kept[0, 1:, 2] != kept[1, 1:, 2]).all(), "the second time they are sums of what was rounded the first time"
     found = quantise.ours()
     for symbols, counts, (expected, histogram) in zip(found.symbols, found.counts, quantise.reference(), strict=True):
         assert torch.equal(symbols, expected)

@@ -31,10 +31,13 @@ def operations(weights: Sequence[Tensor]) -> list[Operation]:
     def eager_dequantize() -> list[Tensor]:
         return [symbol * step for symbol, step in zip(symbols, steps, strict=True)]
 
-    def eager_keep_and_round() -> None:
+    def eager_keep_and_round() -> Tensor:
+        sums = []
         for weight, copy, step in zip(rounded, copies, steps, strict=True):
             copy.copy_(weight)
             weight.div_(step).round_().mul_(step)
+            sums.append(torch.stack([copy.abs().sum(dtype=torch.float64), copy.square().sum(dtype=torch.float64)]))
+        return torch.stack(sums)
 
     all_steps = torch.stack(steps)
 
