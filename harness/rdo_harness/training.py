@@ -185,16 +185,16 @@ def _train(
     )
     quality: dict[str, Any] = {}
     teacher: Teacher | None = None
-    if rate is not None and rate.distilled:
+    if rate is not None and (rate.distilled or rate.increase is not None):
         normal = trained(prepared, architecture, budget, None, seed, checkpoint.parent, lambda *_: None)
-        teacher = Teacher(load_trained(architecture.build(seed, prepared.task), normal), rate.distilled)
-    if rate is not None and rate.increase is not None:
-        normal = trained(prepared, architecture, budget, None, seed, checkpoint.parent, lambda *_: None)
-        assert normal.validation_cross_entropy is not None
-        quality = {
-            "max_loss": (1.0 + rate.increase) * normal.validation_cross_entropy,
-            "evaluate": lambda model: prepared.evaluate(model, "validation").cross_entropy,
-        }
+        if rate.distilled:
+            teacher = Teacher(load_trained(architecture.build(seed, prepared.task), normal), rate.distilled)
+        if rate.increase is not None:
+            assert normal.validation_cross_entropy is not None
+            quality = {
+                "max_loss": (1.0 + rate.increase) * normal.validation_cross_entropy,
+                "evaluate": lambda model: prepared.evaluate(model, "validation").cross_entropy,
+            }
     handle = None if rate is None else attach(optimizer, model, architecture, budget.steps, rate, quality)
     observer = WeightObserver(model, architecture)
     stateful = {"optimizer": optimizer, "schedule": schedule, **({} if handle is None else {"rate": handle})}
