@@ -25,6 +25,7 @@ from rdo.quantizers import AllocatedQuantizer
 from rdo.rate_report import RateReport
 from rdo.sharding import is_main_process
 from rdo.target import DEFAULT_PRESSURE, SizeTarget
+from rdo.together import Together
 
 Selection = Literal["matrices", "all"] | Callable[[str, Tensor], bool]
 
@@ -55,31 +56,38 @@ class Attachment:
 
 
 class StepAttachment(Attachment):
-    """Acts around every step of an optimizer."""
+    """Acts around every step of an optimizer, or every round of steps of several."""
 
-    def __init__(self, constraint: RateConstraint, optimizer: Optimizer) -> None:
+    def __init__(self, constraint: RateConstraint, optimizers: Together) -> None:
         super().__init__(constraint)
         self._checked = False
-        self._hooks = [
+        self._optimizers = optimizers
+        for optimizer in optimizers.optimizers:
             # A compiled step calls the hooks, and need not compile them: they are compiled already.
-            optimizer.register_step_pre_hook(_eager(self._before_step)),
-            optimizer.register_step_post_hook(_eager(self._after_step)),
-        ]
+            self._hooks.append(optimizer.register_step_pre_hook(_eager(self._before_step)))
+            self._hooks.append(optimizer.register_step_post_hook(_eager(self._after_step)))
 
     def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
         if not self._checked:
-            self._check_that_parameters_are_updated(optimizer)
-        return act_on_gradients(optimizer, (arguments, options), lambda: self._act(optimizer))
+            self._check_that_parameters_are_updated()
+        if not self._optimizers.begins(optimizer):
+            return None
+        return act_on_gradients(optimizer, (arguments, options), self._act)
 
-    def _act(self, optimizer: Optimizer) -> None:
+    def _act(self) -> None:
         """What comes between gradients and step."""
-        self.constraint.before_step(optimizer)
+        self.constraint.before_step(self._optimizers)
 
     def _after_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self.constraint.after_step(optimizer)
+        if self._optimizers.ends(optimizer):
+            self._finish()
 
-    def _check_that_parameters_are_updated(self, optimizer: Optimizer) -> None:
-        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    def _finish(self) -> None:
+        """What follows the step."""
+        self.constraint.after_step(self._optimizers)
+
+    def _check_that_parameters_are_updated(self) -> None:
+        updated = _parameters_of(self._optimizers)
         for name, parameter in zip(self.constraint.names, self.constraint.parameters, strict=True):
             if id(parameter) not in updated:
                 raise ConfigError(
@@ -92,9 +100,9 @@ class StepAttachment(Attachment):
 class TargetAttachment(StepAttachment):
     """Trains to a size: between steps the model holds its weights as they will be coded, once these are rounded."""
 
-    def __init__(self, constraint: RateConstraint, target: SizeTarget, optimizer: Optimizer) -> None:
+    def __init__(self, constraint: RateConstraint, target: SizeTarget, optimizers: Together) -> None:
         self.target = target
-        super().__init__(constraint, optimizer)
+        super().__init__(constraint, optimizers)
 
     def rate(self) -> RateReport:
         """As for every attachment, and the entropy of the weights as they were last rounded."""
@@ -120,13 +128,13 @@ class TargetAttachment(StepAttachment):
         super().load_state_dict(state)
         self.target.load_state_dict(state["target"])
 
-    def _act(self, optimizer: Optimizer) -> None:
-        if not self.constraint.skips(optimizer):
-            self.target.before_step(optimizer)
-        super()._act(optimizer)
+    def _act(self) -> None:
+        if not self.constraint.skips(self._optimizers):
+            self.target.before_step(self._optimizers)
+        super()._act()
 
-    def _after_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        super()._after_step(optimizer, arguments, options)
+    def _finish(self) -> None:
+        super()._finish()
         if not self.constraint.skipping:
             self.target.after_step()
 
@@ -147,7 +155,7 @@ class BackwardAttachment(Attachment):
 
 
 def attach(
-    optimizer: Optimizer,
+    optimizer: Optimizer | Sequence[Optimizer],
     model: nn.Module,
     *,
     lam: float | Schedule | Tensor | None = None,
@@ -175,7 +183,9 @@ def attach(
 
     Args:
         optimizer: any torch optimizer over (some of) the model's parameters, or what accelerate made of one. Attach
-            after whatever replaces parameters: ``fully_shard``, ``parallelize_module``, ``accelerator.prepare``.
+            after whatever replaces parameters: ``fully_shard``, ``parallelize_module``, ``accelerator.prepare``. Or
+            several that share the parameters (Muon for the matrices, AdamW for embeddings), each of which steps once
+            in every round: gradients must all be there, and unscaled, when the first of them steps.
         model: gives the parameters their names.
         lam: loss per bit per parameter (or the paper's lambda with ``units="paper"``), or a schedule of it.
         bits_per_parameter, size_mb: the size instead: of the whole file, over all stored parameters, or in 10^6 bytes.
@@ -204,8 +214,8 @@ def attach(
     Raises:
         ConfigError: nothing would be covered, or an option is wrong.
     """
-    optimizer = innermost(optimizer)
-    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    optimizers = Together([innermost(each) for each in (optimizer if isinstance(optimizer, Sequence) else [optimizer])])
+    updated = _parameters_of(optimizers)
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) in updated]
     chosen = [
         (name, p) for name, p in trainable if p.numel() and p.is_floating_point() and _covers(parameters, name, p)
@@ -242,7 +252,7 @@ def attach(
     if verbose and is_main_process():
         print(describe(constraint, trainable))
     if not sized:
-        return BackwardAttachment(constraint) if in_backward else StepAttachment(constraint, optimizer)
+        return BackwardAttachment(constraint) if in_backward else StepAttachment(constraint, optimizers)
     chosen_options = dict(target_options or {})
     target: SizeTarget
     if max_loss is not None and evaluate is not None:
@@ -250,12 +260,16 @@ def attach(
     else:
         sizes: dict[str, Any] = {"bits_per_parameter": bits_per_parameter, "size_mb": size_mb}
         target = SizeTarget(model, constraint, **sizes, **chosen_options)
-    return TargetAttachment(constraint, target, optimizer)
+    return TargetAttachment(constraint, target, optimizers)
 
 
 def _eager(hook: Callable[..., Any]) -> Callable[..., Any]:
     disabled: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
     return disabled
+
+
+def _parameters_of(optimizers: Together) -> set[int]:
+    return {id(parameter) for group in optimizers.param_groups for parameter in group["params"]}
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:

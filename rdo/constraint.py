@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 import rdo_kernels
 from rdo.coded_rate import coded_rate
@@ -21,7 +20,14 @@ from rdo.control import Constant, Schedule, factors_by_name
 from rdo.entropy import EntropyModel, entropy_model_from_config
 from rdo.errors import ConfigError
 from rdo.fitted_law import FittedLaw
-from rdo.optimizer_state import LearningRates, gradient_scale, may_initialise, preconditioners_of, will_skip
+from rdo.optimizer_state import (
+    LearningRates,
+    OptimizerLike,
+    gradient_scale,
+    may_initialise,
+    preconditioners_of,
+    will_skip,
+)
 from rdo.quantizers import Quantizer
 from rdo.rate_report import RateReport
 from rdo.sharding import Shards
@@ -131,14 +137,14 @@ class RateConstraint:
         """
         return self.law.fit(self.step)
 
-    def skips(self, optimizer: Optimizer) -> bool:
+    def skips(self, optimizer: OptimizerLike) -> bool:
         """Whether the step to come is none: a scaler's, or one that lets the optimizer's state come into being."""
         return will_skip(optimizer) or (
             may_initialise(optimizer) and not self.shards.any(p.grad for p in self.parameters)
         )
 
     @torch.no_grad()
-    def before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: OptimizerLike) -> None:
         """Fit the law and, for "gradient", add the rate's gradient. Call after unscaling and clipping."""
         self._lam = self._scheduled_lam()
         self.skipping = self.skips(optimizer)
@@ -152,7 +158,7 @@ class RateConstraint:
             self._bits = lambda: bits
 
     @torch.no_grad()
-    def after_step(self, optimizer: Optimizer) -> None:
+    def after_step(self, optimizer: OptimizerLike) -> None:
         """Apply the "decoupled" or "proximal" step and count the step."""
         if self.skipping:
             return
@@ -281,7 +287,7 @@ class RateConstraint:
             weights, gradients, self.entropy_model, law.sound(theta), law.sound(scales, 0.0)
         )
 
-    def _take_step(self, optimizer: Optimizer) -> None:
+    def _take_step(self, optimizer: OptimizerLike) -> None:
         """Do the "decoupled" or "proximal" step, and keep the moments of what it wrote."""
         law, family, scales = self.law, self.entropy_model, self._scales()
         assert law.theta is not None

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch.optim import Optimizer
-
 from rdo.errors import ConfigError
+from rdo.optimizer_state import OptimizerLike
 
 Schedule = Callable[[int], float]
 """Maps the number of finished optimizer steps to lambda. At lambda 0 the constraint costs nothing and does nothing."""
@@ -76,13 +75,13 @@ class Decayed:
     share: float
     peak: float = 0.0
 
-    def __call__(self, optimizer: Optimizer) -> bool:
+    def __call__(self, optimizer: OptimizerLike) -> bool:
         """Look at the learning rate of the step to come."""
         rate = largest_rate(optimizer)
         self.peak = max(self.peak, rate)
         return self.peak > 0.0 and rate <= self.share * self.peak
 
 
-def largest_rate(optimizer: Optimizer) -> float:
+def largest_rate(optimizer: OptimizerLike) -> float:
     """The largest learning rate of any group."""
     return max(float(group["lr"]) for group in optimizer.param_groups)

@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.optim import Optimizer
 
 from rdo.calibration import InputRecorder, steps_by_sensitivity
 from rdo.control import Decayed, largest_rate
 from rdo.errors import ConfigError
+from rdo.optimizer_state import OptimizerLike
 from rdo.pressure import squares_of
 from rdo.sharding import Shards
 
@@ -73,7 +73,7 @@ class Measurement:
             return f"after {self.start} optimizer steps"
         return f"once the learning rate has fallen to {DECAYED} of its peak (give `start` if it does not decay)"
 
-    def before_step(self, step: int, optimizer: Optimizer) -> None:
+    def before_step(self, step: int, optimizer: OptimizerLike) -> None:
         """Look at the learning rate and the gradients."""
         if self._decayed(optimizer) and self.start is None:
             self._forget(comparing=False)

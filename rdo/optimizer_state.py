@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,13 +14,25 @@ from rdo.errors import ConfigError
 from rdo.sharding import local_part
 
 
-def will_skip(optimizer: Optimizer) -> bool:
+class OptimizerLike(Protocol):
+    """What is read of an optimizer, or of several together (:class:`rdo.together.Together`)."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters with their learning rates."""
+
+    @property
+    def state(self) -> Mapping[Tensor, Any]:
+        """What it keeps of each parameter."""
+
+
+def will_skip(optimizer: OptimizerLike) -> bool:
     """Whether a GradScaler found infinite gradients and this fused optimizer is about to do nothing."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf)
 
 
-def may_initialise(optimizer: Optimizer) -> bool:
+def may_initialise(optimizer: OptimizerLike) -> bool:
     """Whether this may be the step without effect that lets state come into being before a checkpoint is loaded.
 
     torch.distributed.checkpoint takes one, with learning rates and gradients of zero. Gradients are not looked at here.
@@ -28,7 +41,7 @@ def may_initialise(optimizer: Optimizer) -> bool:
     return not optimizer.state and not any(isinstance(rate, Tensor) or rate for rate in rates)
 
 
-def gradient_scale(optimizer: Optimizer) -> float | Tensor:
+def gradient_scale(optimizer: OptimizerLike) -> float | Tensor:
     """What a GradScaler multiplied the gradients by and leaves to this fused optimizer to divide out; else 1."""
     scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else scale
@@ -40,7 +53,7 @@ class LearningRates:
     def __init__(self) -> None:
         self._largest: dict[int, float | Tensor] = {}
 
-    def largest(self, optimizer: Optimizer) -> list[float | Tensor]:
+    def largest(self, optimizer: OptimizerLike) -> list[float | Tensor]:
         """For each parameter group, the largest learning rate that any step had so far, this one included."""
         for index, group in enumerate(optimizer.param_groups):
             lr, known = group["lr"], self._largest.get(index, 0.0)
@@ -51,7 +64,7 @@ class LearningRates:
                 self._largest[index] = max(float(known), float(lr))
         return [self._largest[index] for index in range(len(optimizer.param_groups))]
 
-    def of(self, parameters: Sequence[Tensor], optimizer: Optimizer, *, as_share: bool) -> Tensor:
+    def of(self, parameters: Sequence[Tensor], optimizer: OptimizerLike, *, as_share: bool) -> Tensor:
         """The learning rate of each parameter, or its share of the largest: float64 [T], on their device."""
         groups, device = optimizer.param_groups, parameters[0].device
         rates = [torch.as_tensor(group["lr"], dtype=torch.float64, device=device) for group in groups]
@@ -71,7 +84,7 @@ class LearningRates:
         self._largest = {index: float(lr) for index, lr in enumerate(state)}
 
 
-def preconditioners_of(parameters: list[Tensor], optimizer: Optimizer) -> list[rdo_kernels.Preconditioner]:
+def preconditioners_of(parameters: list[Tensor], optimizer: OptimizerLike) -> list[rdo_kernels.Preconditioner]:
     """What an Adam-like optimizer divides its step of each parameter by.
 
     Raises:
@@ -83,9 +96,10 @@ def preconditioners_of(parameters: list[Tensor], optimizer: Optimizer) -> list[r
         state, group = optimizer.state.get(parameter, {}), groups[id(parameter)]
         moment = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
         if moment is None:
+            whose = type(optimizer).__name__ if isinstance(optimizer, Optimizer) else "one of those given"
             raise ConfigError(
-                f"precondition=True needs an optimizer with a second moment (Adam, AdamW); {type(optimizer).__name__} "
-                "keeps none for a covered parameter"
+                f"precondition=True needs an optimizer with a second moment (Adam, AdamW); {whose} keeps none for a "
+                "covered parameter"
             )
         moments.append(local_part(moment))
         steps.append(local_part(torch.as_tensor(state["step"])))

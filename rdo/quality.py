@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from rdo.constraint import RateConstraint
 from rdo.control import largest_rate
 from rdo.errors import ConfigError
+from rdo.optimizer_state import OptimizerLike
 from rdo.sharding import mean_over_processes
 from rdo.target import SizeTarget
 
@@ -76,7 +76,7 @@ class QualityTarget(SizeTarget):
         self._stride, self._error = _STRIDE, 0.0
 
     @torch.no_grad()
-    def before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: OptimizerLike) -> None:
         rate = largest_rate(optimizer)
         self._peak = max(self._peak, rate)
         self._share = rate / self._peak if self._peak else 1.0

@@ -22,7 +22,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from rdo.allocation import nearest_below
 from rdo.checkpoint import CheckpointInfo
@@ -33,6 +32,7 @@ from rdo.constraint import RateConstraint
 from rdo.errors import ConfigError
 from rdo.measurement import Measurement, Start
 from rdo.model_file import ModelFile
+from rdo.optimizer_state import OptimizerLike
 from rdo.pressure import Pressure
 from rdo.quantizers import AllocatedQuantizer
 from rdo.sharding import has_replicas, is_main_process, placed_as
@@ -127,7 +127,7 @@ class SizeTarget:
         return float(self._entropy)
 
     @torch.no_grad()
-    def before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: OptimizerLike) -> None:
         """Give the optimizer the unrounded weights, and the rate term its lambda. Call after unscaling and clipping."""
         if self.grid is not None:
             self.grid.restore()

@@ -49,7 +49,7 @@ class RateCallback(Callback):
         if len(trainer.optimizers) != 1:
             raise ConfigError(
                 f"RateCallback takes a module with one optimizer, this one has {len(trainer.optimizers)}; call "
-                "rdo.attach for each in configure_optimizers"
+                "rdo.attach in configure_optimizers: for each, or with a list of those whose gradients come together"
             )
         self.handle = attach(trainer.optimizers[0], pl_module, **self._options)
         if self._saved is not None:
