@@ -52,8 +52,9 @@ def quantize(
 
     Args:
         weights: floating-point tensors on one device; those wider than float32 are rounded to it first.
-        steps: for each tensor float32 steps, positive and finite: one, or one for each row, a row being as many
-            neighbours in memory order as there are weights for each step.
+        steps: for each tensor float32 steps, positive and finite: one; one for each row, a row being as many
+            neighbours in memory order as there are weights for each step; or [1, C], one for each place in the last
+            axis (a column).
         dead_zone: extra half-width of the zero cell, in steps: ``|w / step| < 0.5 + dead_zone`` gives 0.
         dtype: of the symbols: int8, int16 or int32.
         count: whether to count the symbols.
@@ -67,6 +68,7 @@ def quantize(
     if dtype not in BOUNDS:
         raise ValueError(f"symbols must be int8, int16 or int32, got {dtype}")
     symbols = [_room(weight, dtype) for weight in weights]
+    weights, steps = _without_columns(weights, steps)
     steps = _checked(weights, steps)
     device = weights[0].device if weights else torch.device("cpu")
     counts = torch.zeros(len(weights), 2 * BOUNDS[dtype] + 2, dtype=torch.int64, device=device) if count else None
@@ -102,6 +104,8 @@ def dequantize(
     if any(symbol.dtype not in BOUNDS for symbol in symbols):
         raise ValueError(f"symbols must be int8, int16 or int32, got {', '.join(str(s.dtype) for s in symbols)}")
     symbols = [symbol.contiguous() for symbol in symbols]
+    if any(map(has_columns, steps)):
+        return _dequantized_columns(symbols, steps, dtype, backend)
     weights = [_room(symbol, dtype) for symbol in symbols]
     steps = _checked(symbols, steps)
     for width in {symbol.dtype for symbol in symbols}:
@@ -112,6 +116,44 @@ def dequantize(
     return weights
 
 
+def has_columns(step: Tensor) -> bool:
+    """Whether steps, float32 [1, C], are those of columns."""
+    return step.ndim == 2 and step.shape[0] == 1 and step.shape[1] > 1
+
+
+def _without_columns(weights: Sequence[Tensor], steps: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Divide by the steps of columns here: what is left has the step 1, and rounds to the same bits."""
+    if len(weights) != len(steps) or not any(map(has_columns, steps)):
+        return weights, steps
+    pairs = [
+        (_divided(weight, step, index), step.new_ones(())) if has_columns(step) else (weight, step)
+        for index, (weight, step) in enumerate(zip(weights, steps, strict=True))
+    ]
+    return [weight for weight, _ in pairs], [step for _, step in pairs]
+
+
+def _divided(weight: Tensor, step: Tensor, index: int) -> Tensor:
+    if weight.ndim == 0 or weight.shape[-1] != step.shape[1]:
+        raise ValueError(f"tensor {index}: steps of {step.shape[1]} columns for the size {list(weight.shape)}")
+    return weight.detach().to(torch.float32) / step.to(weight.device)
+
+
+def _dequantized_columns(
+    symbols: Sequence[Tensor], steps: Sequence[Tensor], dtype: torch.dtype, backend: str | None
+) -> list[Tensor]:
+    """:func:`dequantize` where some have steps of columns: by these they are multiplied here, in float32."""
+    found: list[Tensor] = []
+    for index, (symbol, step) in enumerate(zip(symbols, steps, strict=True)):
+        if not has_columns(step):
+            found += dequantize([symbol], [step], dtype, backend=backend)
+            continue
+        if symbol.ndim == 0 or symbol.shape[-1] != step.shape[1]:
+            raise ValueError(f"tensor {index}: steps of {step.shape[1]} columns for the size {list(symbol.shape)}")
+        (whole,) = dequantize([symbol], [step.new_ones(())], torch.float32, backend=backend)
+        found.append(whole.mul_(step.to(whole.device)).to(dtype))
+    return found
+
+
 def round_to_steps(weights: Sequence[Tensor], steps: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     """Fill ``out`` with the nearest multiples of the steps: what the symbols of :func:`quantize` stand for.
 
@@ -120,13 +162,13 @@ def round_to_steps(weights: Sequence[Tensor], steps: Sequence[Tensor], out: Sequ
 
     Args:
         weights: floating-point tensors on one device.
-        steps: a float32 step for each, positive and finite, of size [].
+        steps: float32 steps of each, positive and finite: one, of size [], or as many as broadcast over it.
         out: a tensor of each one's size; it may have another data type, and may be the tensor itself.
     """
     from rdo_kernels.cpu.blocks import aligned_blocks, round_block
 
     for weight, step, target in zip(weights, steps, out, strict=True):
-        pairs = aligned_blocks(weight, target) if weight.is_cpu else [(weight, target)]
+        pairs = aligned_blocks(weight, target) if weight.is_cpu and step.ndim == 0 else [(weight, target)]
         for values, rounded in pairs:
             round_block(values, step, rounded)
 

@@ -284,3 +284,36 @@ def test_rounding_to_steps_is_quantising_and_back(dtype: torch.dtype, size: int)
     expected = (matrix / step).round() * step
     rdo_kernels.round_to_steps([matrix], [step], [matrix])
     assert torch.equal(matrix, expected)
+
+
+@pytest.mark.parametrize("backend", [None, "compiled", "blocks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_of_columns_are_those_of_the_rows_of_the_transposed(backend: str | None, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(37, 130, generator=generator).to(dtype)
+    weight[5, 7] = float("nan")
+    steps = 0.05 + torch.rand(130, generator=generator)
+    beside, one = torch.randn(9, generator=generator), torch.tensor(0.25)
+    columns = [[weight, beside], [steps.reshape(1, -1), one]]
+    rows = [[weight.T.contiguous(), beside], [steps, one]]
+    for dead_zone in (0.0, 0.3):
+        found = rdo_kernels.quantize(*columns, dead_zone, dtype=torch.int16, backend=backend)
+        wanted = rdo_kernels.quantize(*rows, dead_zone, dtype=torch.int16, backend=backend)
+        assert torch.equal(found.symbols[0].T, wanted.symbols[0])
+        assert torch.equal(found.symbols[1], wanted.symbols[1])
+        assert found.counts is not None
+        assert wanted.counts is not None
+        assert torch.equal(found.counts, wanted.counts)
+        assert found.lost.tolist() == [1, 0]
+    given = rdo_kernels.dequantize(found.symbols, columns[1], dtype, backend=backend)
+    again = rdo_kernels.dequantize(wanted.symbols, rows[1], dtype, backend=backend)
+    assert torch.equal(given[0].T, again[0])
+    assert torch.equal(given[1], again[1])
+
+
+def test_columns_of_another_number_are_refused() -> None:
+    weight, step = torch.zeros(4, 6), torch.ones(1, 4)
+    with pytest.raises(ValueError, match=r"steps of 4 columns for the size \[4, 6\]"):
+        rdo_kernels.quantize([weight], [step])
+    with pytest.raises(ValueError, match=r"steps of 4 columns for the size \[4, 6\]"):
+        rdo_kernels.dequantize([weight.to(torch.int32)], [step])
