@@ -1,0 +1,60 @@
+"""A step for each row or column of a tensor, cheaply told: one step, times powers of the root of two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from rdo.errors import ConfigError
+
+Axis: TypeAlias = Literal["rows", "columns"]
+FINEST, COARSEST = -8, 7
+"""Exponents, in half octaves: four bits in a file."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelSteps:
+    """Steps ``base * 2^(exponent / 2)``, the product of two float32 numbers rounded to float32.
+
+    Args:
+        base: positive; as float32 holds it.
+        axis: ``"rows"`` if each row has one (all axes but the last count rows), ``"columns"`` if each place in the last
+            axis has.
+        exponents: int8 [n], from -8 to 7, on the CPU.
+
+    Raises:
+        ConfigError: something else.
+    """
+
+    base: float
+    axis: Axis
+    exponents: Tensor
+
+    def __post_init__(self) -> None:
+        if self.axis not in get_args(Axis):
+            raise ConfigError(f"axis must be 'rows' or 'columns', got {self.axis!r}")
+        if self.exponents.dtype != torch.int8 or self.exponents.ndim != 1 or not self.exponents.numel():
+            raise ConfigError("exponents must be int8 [n], and some")
+        least, most = int(self.exponents.min()), int(self.exponents.max())
+        if least < FINEST or most > COARSEST:
+            raise ConfigError(f"exponents must lie between {FINEST} and {COARSEST}, got {least} to {most}")
+
+    def tensor(self) -> Tensor:
+        """The steps as quantisation takes them: float32, [rows] or [1, columns]."""
+        steps = torch.tensor(self.base, dtype=torch.float32) * factors()[self.exponents.long() - FINEST]
+        return steps if self.axis == "rows" else steps.unsqueeze(0)
+
+
+def factors() -> Tensor:
+    """``2^(exponent / 2)`` of all exponents, ascending: float32 [16], rounded from float64."""
+    exponents = torch.arange(FINEST, COARSEST + 1, dtype=torch.float64)
+    return torch.exp2(exponents / 2).to(torch.float32)
+
+
+def channels(size: torch.Size | tuple[int, ...], axis: Axis) -> int:
+    """How many rows or columns a tensor of this size has; it must have an axis and no extent of 0."""
+    last = size[-1]
+    return last if axis == "columns" else torch.Size(size).numel() // last
