@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -20,7 +21,7 @@ class ChannelSteps:
     """Steps ``base * 2^(exponent / 2)``, the product of two float32 numbers rounded to float32.
 
     Args:
-        base: positive; as float32 holds it.
+        base: positive and finite, as float32 holds it, and so are all steps.
         axis: ``"rows"`` if each row has one (all axes but the last count rows), ``"columns"`` if each place in the last
             axis has.
         exponents: int8 [n], from -8 to 7, on the CPU.
@@ -41,11 +42,22 @@ class ChannelSteps:
         least, most = int(self.exponents.min()), int(self.exponents.max())
         if least < FINEST or most > COARSEST:
             raise ConfigError(f"exponents must lie between {FINEST} and {COARSEST}, got {least} to {most}")
+        ends = steps_of(self.base, torch.tensor([least, most], dtype=torch.int8))
+        if not bool((ends.isfinite() & (ends > 0)).all()):
+            raise ConfigError(
+                f"with the base {self.base:g} the steps, {float(ends[0]):g} to {float(ends[1]):g}, are no positive "
+                "numbers of float32; take a base between 1e-37 and 1e37"
+            )
 
     def tensor(self) -> Tensor:
         """The steps as quantisation takes them: float32, [rows] or [1, columns]."""
-        steps = torch.tensor(self.base, dtype=torch.float32) * factors()[self.exponents.long() - FINEST]
+        steps = steps_of(self.base, self.exponents)
         return steps if self.axis == "rows" else steps.unsqueeze(0)
+
+
+def steps_of(base: float, exponents: Tensor) -> Tensor:
+    """Steps of exponents, int8 [n] from -8 to 7: float32 [n], whatever the base."""
+    return torch.tensor(base, dtype=torch.float32) * factors()[exponents.long() - FINEST]
 
 
 def factors() -> Tensor:
@@ -55,6 +67,8 @@ def factors() -> Tensor:
 
 
 def channels(size: torch.Size | tuple[int, ...], axis: Axis) -> int:
-    """How many rows or columns a tensor of this size has; it must have an axis and no extent of 0."""
-    last = size[-1]
-    return last if axis == "columns" else torch.Size(size).numel() // last
+    """How many rows or columns a tensor of this size has; 0 if it has no axis or no elements."""
+    count = math.prod(size)
+    if not size or not count:
+        return 0
+    return size[-1] if axis == "columns" else count // size[-1]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import rdo_kernels
+from rdo.channels import ChannelSteps, channels
 from rdo.errors import ConfigError, NonFiniteWeightsError, SymbolOverflowError
 
 MAX_SYMBOL = 2**30
@@ -39,7 +40,8 @@ class QuantizedTensor:
 
     Attributes:
         symbols: int32, the size of the weights, absolute value at most 2**30.
-        steps: float32, size [] for one step or [rows] for a step per row.
+        steps: float32, size [] for one step, [rows] for a step per row, or [1, columns] for one per place in the last
+            axis.
     """
 
     symbols: Tensor
@@ -75,10 +77,15 @@ class Quantizer(ABC):
 
     @abstractmethod
     def steps(self, weight: Tensor, name: str = "tensor") -> Tensor:
-        """Return the float32 steps for the float32 tensor of this name: size [] or [rows].
+        """Return the float32 steps for the float32 tensor of this name: size [], [rows] or, if :meth:`channel_steps`
+        tells them, [1, columns].
 
         Weights are checked while they are rounded, so some may be NaN or infinite; such a tensor's steps are not used.
         """
+
+    def channel_steps(self, weight: Tensor, name: str = "tensor") -> ChannelSteps | None:
+        """What :meth:`steps` returns if a file can tell it in four bits for each row or column; None if not."""
+        return None
 
     def quantize(self, weight: Tensor, name: str = "tensor") -> QuantizedTensor:
         """Quantise a floating-point tensor of any size; ``name`` is for messages.
@@ -188,26 +195,51 @@ class RelativeQuantizer(Quantizer):
 
 @dataclass(frozen=True)
 class AllocatedQuantizer(Quantizer):
-    """A step for each tensor by its name, as :func:`rdo.allocation.steps_for_bits` finds them.
+    """A step for each tensor by its name, as :func:`rdo.allocation.steps_for_bits` finds them, or steps for its rows or
+    columns.
 
     Args:
         step_of: the step of each tensor, positive. A file holds them beside the streams, not in its description.
         bits: the bits per parameter that they were found for.
         distortion: ``"absolute"`` or ``"relative"``, the error that they make small.
+        channels: the steps of tensors whose rows or columns have each their own; these need none in ``step_of``.
     """
 
     name: ClassVar[str] = "allocated"
     step_of: Mapping[str, float] = field(hash=False)
     bits: float
     distortion: str
+    channels: Mapping[str, ChannelSteps] = field(default_factory=dict, hash=False)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The tensors that have steps."""
+        return frozenset(self.step_of) | frozenset(self.channels)
 
     def steps(self, weight: Tensor, name: str = "tensor") -> Tensor:
+        told = self.channel_steps(weight, name)
+        if told is not None:
+            return told.tensor().to(weight.device)
         if name not in self.step_of:
             raise ConfigError(
                 f"{name}: no step was allocated to this tensor; allocate steps for the model that is quantised, with "
                 "the same `compressible`"
             )
         return torch.tensor(self.step_of[name], dtype=torch.float32, device=weight.device)
+
+    def channel_steps(self, weight: Tensor, name: str = "tensor") -> ChannelSteps | None:
+        """The steps of this tensor's rows or columns, if it has them.
+
+        Raises:
+            ConfigError: the tensor has another number of rows or columns.
+        """
+        told = self.channels.get(name)
+        if told is not None and len(told.exponents) != channels(weight.shape, told.axis):
+            raise ConfigError(
+                f"{name}: {len(told.exponents)} steps for the {channels(weight.shape, told.axis)} {told.axis} of a "
+                f"tensor of size {list(weight.shape)}; find steps for the model that is quantised"
+            )
+        return told
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name, "bits": self.bits, "distortion": self.distortion, "dead_zone": self.dead_zone}

@@ -77,7 +77,7 @@ class CalibratedModel:
 
         def measure(rounded: Rounded) -> float:
             state, quantizer = self._filled(rounded, bits)
-            covered = quantizer.step_of.keys()
+            covered = quantizer.names
             info = save_compressed(
                 state, None, quantizer=quantizer, compressible=lambda name, _: name in covered, **options
             )

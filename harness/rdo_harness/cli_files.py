@@ -162,7 +162,7 @@ def _compress(arguments: argparse.Namespace) -> int:
         stored = tensors
         if arguments.calibration is not None:
             stored, quantizer = _calibrated(tensors, arguments, options)
-            options["compressible"] = lambda name, _: name in quantizer.step_of
+            options["compressible"] = lambda name, _: name in quantizer.names
         elif arguments.bits is not None:
             quantizer = _allocated(tensors, arguments, options)
         options |= {"quantizer": quantizer, "lossless": arguments.lossless}
