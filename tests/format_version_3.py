@@ -1,6 +1,6 @@
-"""A second decoder of checkpoints of format version 3, written from docs/format.md and docs/coders.md alone.
+"""A second decoder of checkpoints of format versions 3 and 4, written from docs/format.md and docs/coders.md alone.
 
-Two parts that it calls have files of their own: frequencies that a law implies, and the coder "context".
+Three parts that it calls have files of their own: frequencies that a law implies, the coder "context", and steps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tests.context_decoder import context
+from tests.element_steps import element_steps
 from tests.implied_frequencies import symbols_and_frequencies
 
 Config, Parts, Array = dict[str, Any], list[tuple[bytes, int]], np.ndarray[Any, Any]
@@ -156,7 +157,8 @@ def decode_file(path: Path) -> dict[str, Array]:
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     manifest = json.loads(header.pop("__metadata__")["rdo"])
-    assert (manifest["format"], manifest["version"]) == ("rdo-checkpoint", 3)
+    channels = any("channels" in group for group in manifest["groups"])
+    assert (manifest["format"], manifest["version"]) == ("rdo-checkpoint", 4 if channels else 3)
     entries = {name: data[end + e["data_offsets"][0] : end + e["data_offsets"][1]] for name, e in header.items()}
     assert entries["::seal"] == crc32c(data[:end]).to_bytes(4, "little") + hashlib.sha256(data[:-32]).digest()
     checksums = iter(np.frombuffer(entries.get("::raw_crc32c", b""), "<u4"))
@@ -183,7 +185,7 @@ def decode_file(path: Path) -> dict[str, Array]:
 def coded(stream: bytes, group: Config, shape: list[int], count: int, *numbers: int) -> Array:
     """The elements of a tensor from its stream."""
     [steps, table_bytes, log2, checksum] = [0, *numbers] if group["kind"] == "lossless" else numbers
-    begin = table_bytes + 4 * steps
+    scales, begin = element_steps(stream, table_bytes, steps, count, group.get("channels"))
     at = begin + 8 * -(-count >> log2)
     assert crc32c(stream[:at]) == checksum
     sizes, checksums = np.frombuffer(stream[begin:at], "<u4").reshape(-1, 2).astype(np.int64).T
@@ -193,7 +195,7 @@ def coded(stream: bytes, group: Config, shape: list[int], count: int, *numbers: 
     symbols = decode_stream(group["coder"], stream[:table_bytes], parts, log2, count, min(lengths, default=count))
     if group["kind"] == "lossless":
         return np.array(symbols, f"<u{group['coder']['width'] // 8}").view(TYPES[group["dtype"]])
-    values = np.array(symbols, "<f4").reshape(steps, -1) * np.frombuffer(stream[table_bytes:begin], "<f4")[:, None]
+    values = np.array(symbols, "<f4") * scales
     if group["dtype"] == "bfloat16":  # the nearest, of two the even one
         values = values.view("<u4") + 0x7FFF + (values.view("<u4") >> 16 & 1) >> 16
     return values.astype(TYPES[group["dtype"]])

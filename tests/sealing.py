@@ -46,13 +46,14 @@ def forged(good: Path, edit: Edit, data: bytes | None = None) -> Path:
 def with_stream(good: Path, name: str, change: Callable[[bytearray], None]) -> Path:
     """A file in which the stream of a coded tensor was changed, and all checksums after it."""
     header, content = split(good)
-    row = json.loads(header["__metadata__"]["rdo"])["tensors"][name]
+    manifest = json.loads(header["__metadata__"]["rdo"])
+    row = manifest["tensors"][name]
     steps, table_bytes, log2 = row[-4:-1]
     begin, end = header[f"{name}::stream"]["data_offsets"]
     stream = bytearray(content[begin:end])
     change(stream)
     segments = -(-int(np.prod(row[1])) >> log2)
-    index = table_bytes + 4 * steps
+    index = table_bytes + (4 + -(-steps // 2) if "channels" in manifest["groups"][row[0]] else 4 * steps)
     at = index + 8 * segments
     for place in range(index, index + 8 * segments, 8):
         length = int.from_bytes(stream[place : place + 4], "little")

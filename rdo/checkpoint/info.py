@@ -19,7 +19,8 @@ class TensorInfo:
     Attributes:
         kind: ``"coded"``, ``"lossless"``, ``"raw"`` or ``"tied"``.
         dtype: data type that loading gives back; ``stored_dtype`` is that of a raw tensor on disk.
-        steps: number of quantisation steps, 1 or one per row; 0 unless coded.
+        steps: number of quantisation steps, 1 or one per row or column; 0 unless coded.
+        channels: ``"rows"`` or ``"columns"`` if each of these has a step that is told in four bits; otherwise None.
         tied_to: name of the tensor that it shares its memory with.
     """
 
@@ -31,6 +32,7 @@ class TensorInfo:
     coder: dict[str, Any] | None = None
     quantizer: dict[str, Any] | None = None
     steps: int = 0
+    channels: str | None = None
     stored_dtype: str | None = None
     tied_to: str | None = None
     table_bytes: int = 0
@@ -143,7 +145,6 @@ def _tensor_info(manifest: Manifest, name: str, stream_bytes: dict[str, int]) ->
     if group.stored is not None:
         raw_bytes, stored = record.numel * group.stored.itemsize, dtype_name(group.stored)
         return TensorInfo(name, "raw", dtype, record.size, record.numel, stored_dtype=stored, raw_bytes=raw_bytes)
-    scale_bytes = 4 * record.steps
     index_bytes = INDEX_BYTES * record.segments if manifest.version > 2 else 0
     return TensorInfo(
         name,
@@ -154,11 +155,12 @@ def _tensor_info(manifest: Manifest, name: str, stream_bytes: dict[str, int]) ->
         coder=group.coder,
         quantizer=group.quantizer,
         steps=record.steps,
+        channels=group.channels,
         table_bytes=record.table_bytes,
         index_bytes=index_bytes,
         payload_bytes=stream_bytes[name]
         - record.table_bytes
         - index_bytes
-        - (scale_bytes if manifest.version > 2 else 0),
-        scale_bytes=scale_bytes,
+        - (record.scale_bytes if manifest.version > 2 else 0),
+        scale_bytes=record.scale_bytes,
     )

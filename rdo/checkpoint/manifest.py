@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from rdo.channels import Axis, channels
 from rdo.checkpoint.container import DTYPES, dtype_name
 from rdo.coders.segments import SIZES_LOG2
 from rdo.errors import CheckpointError, CorruptCheckpointError, UnsupportedVersionError
 
 FORMAT = "rdo-checkpoint"
-VERSION = 3
-"""Of the files that are written. Earlier ones had other bitstreams and checksums: rdo.checkpoint.older."""
+VERSION = 4
+"""The newest that is read and written: its files have steps of rows or columns, told in four bits. Files without them
+are of version 3. Earlier ones had other bitstreams and checksums: rdo.checkpoint.older."""
+_WITHOUT_CHANNELS = 3
 KEY = "rdo"
 OLD_CHECKSUM_KEY = "rdo_crc32"
 """Of the manifest, in versions 1 and 2, which had no seal."""
@@ -44,12 +47,15 @@ class Group:
         coder: configuration of the coder of a coded or lossless group; None in a raw one.
         quantizer: configuration of that of a coded group; None in others.
         stored: data type on disk of a raw group; None in others.
+        channels: what has steps told in four bits, ``"rows"`` (all axes but the last count them) or ``"columns"`` (of
+            the last axis); None if they are float32 numbers, and in groups that are not coded.
     """
 
     dtype: torch.dtype
     coder: Config | None = None
     quantizer: Config | None = None
     stored: torch.dtype | None = None
+    channels: Axis | None = None
 
     @property
     def kind(self) -> str:
@@ -61,7 +67,9 @@ class Group:
         if self.stored is not None:
             return described | {"stored": dtype_name(self.stored)}
         described["coder"] = self.coder
-        return described | ({"quantizer": self.quantizer} if self.quantizer is not None else {})
+        if self.quantizer is not None:
+            described["quantizer"] = self.quantizer
+        return described | ({"channels": self.channels} if self.channels is not None else {})
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Record:
     """One stored tensor: its group, its size, its share of the steps, and how its stream is divided.
 
     Attributes:
-        steps: number of quantisation steps: 1, or one per row; 0 unless coded.
+        steps: number of quantisation steps: 1, or one per row or column; 0 unless coded.
         table_bytes: length of the coder's table at the start of the stream; 0 if raw.
         segment_log2: 2^this symbols are a segment; 0 if raw, and in versions 1 and 2.
         checksum: CRC-32C of the head of the stream; 0 if raw. In versions 1 and 2 zlib.crc32 of the stream
@@ -97,9 +105,14 @@ class Record:
         return 0 if self.kind == "raw" else -(-self.numel >> self.segment_log2)
 
     @property
+    def scale_bytes(self) -> int:
+        """What the steps take: 4 bytes each, or if they are told in four bits, 4 bytes for all and half a byte each."""
+        return 4 * self.steps if self.group.channels is None else 4 + (self.steps + 1) // 2
+
+    @property
     def head_bytes(self) -> int:
         """What precedes the segments in the stream, from version 3 on: the table, the steps, and the index."""
-        return self.table_bytes + 4 * self.steps + INDEX_BYTES * self.segments
+        return self.table_bytes + self.scale_bytes + INDEX_BYTES * self.segments
 
     @property
     def pieces(self) -> int:
@@ -135,6 +148,11 @@ class Manifest:
         content = {"format": FORMAT, "version": self.version, "writer": self.writer, "groups": groups, "tensors": rows}
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return {KEY: text}
+
+
+def least_version(records: Iterable[Record]) -> int:
+    """The oldest version whose readers can read these tensors."""
+    return VERSION if any(record.group.channels is not None for record in records) else _WITHOUT_CHANNELS
 
 
 def entry_name(name: str, record: Record) -> str:
@@ -176,7 +194,7 @@ def parse_metadata(metadata: Mapping[str, str], where: str, *, sealed: bool) -> 
         _need(isinstance(content.get("writer"), str), "no writer")
         _need(isinstance(content.get("groups"), list), "no list of groups")
         _need(isinstance(content.get("tensors"), dict), "no table of tensors")
-        groups = [_group(group, f"group {index}") for index, group in enumerate(content["groups"])]
+        groups = [_group(group, version, f"group {index}") for index, group in enumerate(content["groups"])]
         tensors = {name: _record(row, groups, version, f"tensor {name!r}") for name, row in content["tensors"].items()}
         for name, owner in tensors.items():
             if isinstance(owner, str):
@@ -214,7 +232,7 @@ def _is_shallow(value: object, depth: int) -> bool:
     return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
 
 
-def _group(content: Any, where: str) -> Group:
+def _group(content: Any, version: int, where: str) -> Group:
     _need(isinstance(content, dict), f"{where}: not a table")
     kind, dtype = content.get("kind"), _dtype(content.get("dtype"), where)
     if kind == "raw":
@@ -229,7 +247,18 @@ def _group(content: Any, where: str) -> Group:
     if kind == "lossless":
         _need(dtype.itemsize <= 4, f"{where}: lossless tensors are not of {dtype_name(dtype)}")
         return Group(dtype, coder=content["coder"])
-    return Group(dtype, coder=content["coder"], quantizer=content["quantizer"])
+    return Group(
+        dtype, coder=content["coder"], quantizer=content["quantizer"], channels=_channels(content, version, where)
+    )
+
+
+def _channels(content: Config, version: int, where: str) -> Axis | None:
+    if "channels" not in content:
+        return None
+    _need(version > _WITHOUT_CHANNELS, f"{where}: steps of channels in a file of version {version}")
+    found = next((axis for axis in get_args(Axis) if axis == content["channels"]), None)
+    _need(found is not None, f"{where}: steps of unknown channels {content['channels']!r}")
+    return found
 
 
 def _dtype(name: Any, where: str) -> torch.dtype:
@@ -256,6 +285,9 @@ def _record(row: Any, groups: list[Group], version: int, where: str) -> Record |
             record.kind == "lossless" or (steps > 0 and count % steps == 0),
             f"{where}: {steps} steps for {count} weights",
         )
+        if group.channels is not None:
+            held = channels(record.size, group.channels)
+            _need(steps == held, f"{where}: {steps} steps for the {held} {group.channels} of the size {size}")
         _need(version < 3 or log2 in SIZES_LOG2, f"{where}: segments of 2^{log2} symbols")
     return record
 

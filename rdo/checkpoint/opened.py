@@ -23,6 +23,8 @@ from rdo.errors import CheckpointError, CoderError, ConfigError, CorruptCheckpoi
 from rdo.quantizers import QuantizedTensor
 
 T = TypeVar("T")
+_TOGETHER = 1 << 15
+"""Weights that are multiplied at once by the steps of their columns: torch leaves so few to one thread."""
 
 
 def default_output_limit(file_bytes: int) -> int:
@@ -113,7 +115,8 @@ class CompressedFile:
         with self.explained(name):
             stream, steps = self.stream(name)
             symbols = stream.symbols(0, record.numel)
-        return QuantizedTensor(torch.from_numpy(symbols).reshape(record.size), steps[0] if len(steps) == 1 else steps)
+        size = () if len(steps) == 1 else (1, -1) if record.group.channels == "columns" else (-1,)
+        return QuantizedTensor(torch.from_numpy(symbols).reshape(record.size), steps.reshape(size))
 
     def check(self, name: str) -> None:
         """Read and decode one tensor without keeping it.
@@ -148,8 +151,7 @@ class CompressedFile:
                     out[at // width - begin :][: values.numel()] = values
                 return out
             stream, steps = self.stream(name)
-            lossless = record.kind == "lossless"
-            store = _store_bits(record.group.dtype) if lossless else _store_weights(steps, record.numel)
+            store = _store(record, steps)
             stream.each(begin, end, lambda at, symbols: store(symbols, out[at - begin :][: symbols.size], at))
         return out
 
@@ -226,8 +228,18 @@ class CompressedFile:
         return CorruptCheckpointError(f"{self.path}: tensor {name!r}: {what}")
 
 
-def _store_weights(steps: Tensor, count: int) -> Callable[[Symbols, Tensor, int], None]:
-    """What writes the weights of symbols, of which the first is number ``at`` of ``count``."""
+Store = Callable[[Symbols, Tensor, int], None]
+"""Writes what symbols stand for, of which the first is number ``at`` of its tensor, into a tensor of as many."""
+
+
+def _store(record: Record, steps: Tensor) -> Store:
+    if record.kind == "lossless":
+        return _store_bits(record.group.dtype)
+    return _store_columns(steps) if record.group.channels == "columns" else _store_weights(steps, record.numel)
+
+
+def _store_weights(steps: Tensor, count: int) -> Store:
+    """What writes the weights of symbols of ``count``, the same number of which share each step."""
     from rdo_kernels.cpu.weights import store_part
     from rdo_kernels.streams import Rows
 
@@ -235,7 +247,19 @@ def _store_weights(steps: Tensor, count: int) -> Callable[[Symbols, Tensor, int]
     return lambda symbols, out, at: store_part(symbols, out, rows, at)
 
 
-def _store_bits(dtype: torch.dtype) -> Callable[[Symbols, Tensor, int], None]:
+def _store_columns(steps: Tensor) -> Store:
+    """What writes the weights of symbols, each place in the last axis having a step."""
+    repeated = steps.repeat(1 + -(-_TOGETHER // len(steps)))  # from any column on it has steps for a block
+
+    def store(symbols: Symbols, out: Tensor, at: int) -> None:
+        for begin in range(0, symbols.size, _TOGETHER):
+            found = torch.from_numpy(symbols[begin : begin + _TOGETHER])
+            out[begin : begin + _TOGETHER] = found * repeated[(at + begin) % len(steps) :][: len(found)]
+
+    return store
+
+
+def _store_bits(dtype: torch.dtype) -> Store:
     """What writes the numbers of ``dtype`` whose bits the symbols are."""
     bits = 8 * dtype.itemsize
 

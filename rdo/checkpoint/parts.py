@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rdo.checkpoint.container import Bytes, Entry, bytes_of, crc32c, dtype_name
 from rdo.checkpoint.manifest import RAW_PIECE, Group, Record, entry_name
+from rdo.checkpoint.scales import packed
 from rdo.checkpoint.spool import Spool
 from rdo.coders import Bitstream, EntropyCoder
 from rdo.coders.float_bits import FloatBits
@@ -61,9 +62,11 @@ def quantized(name: str, tensor: Tensor, quantizer: Quantizer, coders: Sequence[
     symbols = found.symbols.cpu().contiguous().numpy().reshape(-1)
     streams = [(coder.encode(symbols, row_length(size)), coder) for coder in coders]
     stream, coder = min(streams, key=lambda pair: pair[0].nbytes + 8 * len(pair[0].lengths))
-    steps = bytes_of(found.steps.to(torch.float32))
+    told = quantizer.channel_steps(tensor, name)
+    steps = bytes_of(found.steps.to(torch.float32)) if told is None else packed(told)
     head: Bytes = np.concatenate([stream.table, steps, _index(stream)])
-    group = Group(tensor.dtype, coder=coder.config(), quantizer=quantizer.config())
+    channels = None if told is None else told.axis
+    group = Group(tensor.dtype, coder=coder.config(), quantizer=quantizer.config(), channels=channels)
     record = Record(group, size, found.steps.numel(), stream.table.nbytes, stream.segment_log2, crc32c(head))
     return _spooled(record, [head, stream.payload], spool)
 

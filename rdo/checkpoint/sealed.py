@@ -1,4 +1,4 @@
-"""Where tensors are in a file of format version 3, and the checksums on the way: docs/format.md, "Entries"."""
+"""Where tensors are in a file of format version 3 or 4, and the checksums on the way: docs/format.md, "Entries"."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rdo.checkpoint.container import CODES, SEAL, Bytes, Container, crc32c
 from rdo.checkpoint.manifest import INDEX_BYTES, RAW_CHECKSUMS, RAW_PIECE, Record, entry_name
+from rdo.checkpoint.scales import unpacked
 from rdo.coders import EntropyCoder
 from rdo.coders.segments import Segments, Stream
 from rdo.errors import CoderError
@@ -45,7 +46,11 @@ class SealedLayout:
         head = self._container.read(entry, 0, record.head_bytes)
         if crc32c(head) != record.checksum:
             raise CoderError("wrong checksum of the table and the index")
-        steps = head[record.table_bytes :][: 4 * record.steps].copy().view("<f4").astype(np.float32, copy=False)
+        scales = head[record.table_bytes :][: record.scale_bytes].copy()
+        if record.group.channels is None:
+            steps = scales.view("<f4").astype(np.float32, copy=False)
+        else:
+            steps = unpacked(scales, record.steps)
         index = head[record.head_bytes - INDEX_BYTES * record.segments :].copy().view("<u4").reshape(-1, 2)
         length = self._container.length(entry) - record.head_bytes
         segments = Segments.of(index[:, 0].astype(np.int64), length, record.numel, record.segment_log2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rdo.checkpoint.container import CODES, Entry, dtype_name, planned
 from rdo.checkpoint.info import CheckpointInfo, build_info
-from rdo.checkpoint.manifest import RAW_CHECKSUMS, Manifest
+from rdo.checkpoint.manifest import RAW_CHECKSUMS, Manifest, least_version
 from rdo.checkpoint.parts import Part, as_it_is, is_floating, kept, quantized
 from rdo.checkpoint.spool import Spool
 from rdo.checkpoint.threads import Progress, for_each
@@ -103,7 +103,8 @@ def save_compressed(
         sizes = {name: tensor.numel() for name, tensor in writers.tensors.items()}
         parts = writers.joined(lambda: for_each(store, sizes, progress))
         records = {name: parts[name].record if name in parts else owner for name, owner in writers.owners.items()}
-        manifest = Manifest(records, f"rdo {rdo.__version__}")
+        version = least_version(part.record for part in parts.values())
+        manifest = Manifest(records, f"rdo {rdo.__version__}", version)
         entries = [part.entry(name) for name, part in parts.items()]
         checksums = np.array([checksum for part in parts.values() for checksum in part.checksums], "<u4")
         if checksums.size:

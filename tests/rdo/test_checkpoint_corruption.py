@@ -197,8 +197,8 @@ def test_impossible_steps_are_refused(good: Path, steps: float) -> None:
 
 
 def test_newer_versions_and_missing_coders_are_told_apart(good: Path) -> None:
-    with pytest.raises(UnsupportedVersionError, match=r"version 4.*upgrade"):
-        load_compressed(forged(good, _manifest("version", 4)))
+    with pytest.raises(UnsupportedVersionError, match=r"version 5.*upgrade"):
+        load_compressed(forged(good, _manifest("version", 5)))
     with pytest.raises(CheckpointError, match=r"'w' needs a coder that is not installed.*zzz") as caught:
         load_compressed(forged(good, _group("coder", {"name": "zzz"})))
     assert not isinstance(caught.value, CorruptCheckpointError)
