@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 import rdo_kernels.decode
+from rdo.channels import Axis, ChannelSteps, channels
 from rdo.checkpoint import load_compressed, save_compressed
 from rdo.coders.segments import Layout
 from rdo.errors import CorruptCheckpointError
 from rdo.integrations.stored import stored_tensors
-from rdo.quantizers import RelativeQuantizer
+from rdo.quantizers import AllocatedQuantizer, RelativeQuantizer
 from tests.sealing import with_stream
 
 TOLD = "the same bytes"
@@ -72,6 +73,24 @@ def one_by_one(path: Path) -> dict[str, Tensor]:
     return {name: tensor.on("cpu", None) for name, tensor in stored_tensors(path).items()}
 
 
+def check_channels(path: Path) -> None:
+    """Steps of rows or columns; weights of columns are rounded to their type after a kernel gave the symbols."""
+    own = {name: tensor for name, tensor in state().items() if name in ("w", "f16", "bf16", "f64")}
+    found: dict[str, ChannelSteps] = {}
+    for name, tensor in own.items():
+        axis: Axis = "rows" if name == "bf16" else "columns"
+        exponents = torch.arange(channels(tensor.shape, axis)) % 16 - 8
+        found[name] = ChannelSteps(0.3, axis, exponents.to(torch.int8))
+    for coder in ("rans", "exp_golomb"):
+        save_compressed(own, path, coder=coder, quantizer=AllocatedQuantizer({}, 2.0, "absolute", found))
+        loaded, streams = decoded_by_kernels(lambda: load_compressed(path))
+        same(loaded, load_compressed(path))
+        assert streams == 3, (coder, streams)
+        loaded, streams = decoded_by_kernels(lambda: load_compressed(path, dtype=torch.float16))
+        same(loaded, load_compressed(path, dtype=torch.float16))
+        assert streams == 4, (coder, streams)
+
+
 def check(folder: Path) -> None:
     by_row = RelativeQuantizer(ratio=0.3, granularity="row")
     path = folder / "model.rdo"
@@ -91,6 +110,7 @@ def check(folder: Path) -> None:
     hostile = with_stream(path, "bf16", lambda stream: stream.__setitem__(-3, stream[-3] ^ 1))
     with pytest.raises(CorruptCheckpointError, match="'bf16'"):
         decoded_by_kernels(lambda: load_compressed(hostile))
+    check_channels(path)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ class _Kernels:
     def __init__(self, file: CompressedFile, dtype: torch.dtype | None, device: torch.device) -> None:
         self._file, self._dtype, self._device = file, dtype, device
         self._waiting: dict[str, list[tuple[str, Any, Tensor, Tensor]]] = {"rans": [], "exp_golomb": []}
+        self._by_column: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, name: str) -> Tensor | None:
         """The tensor that :meth:`run` will fill; None if no kernel decodes it."""
@@ -110,7 +111,13 @@ class _Kernels:
             given = stream.decoder.kernel_stream(payload, stream.segments.offsets)
         out = torch.empty(record.size, dtype=dtype, device=self._device)
         kind = "rans" if isinstance(given, RansStream) else "exp_golomb"
-        self._waiting[kind].append((name, given, out, steps.to(self._device)))
+        steps = steps.to(self._device)
+        if record.group.channels == "columns":
+            symbols = out if dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+            self._by_column.append((symbols, steps, out))
+            self._waiting[kind].append((name, given, symbols, steps.new_ones(())))
+        else:
+            self._waiting[kind].append((name, given, out, steps))
         return out
 
     def run(self) -> None:
@@ -124,3 +131,5 @@ class _Kernels:
             except StreamError as error:
                 with self._file.explained(names[error.streams[0]]):
                     raise CoderError(f"the payload is truncated or damaged ({error})") from error
+        for symbols, of_columns, out in self._by_column:  # a kernel knows no steps but those of stretches of a tensor
+            out.copy_(symbols.mul_(of_columns))
