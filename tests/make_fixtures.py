@@ -1,6 +1,6 @@
 """Writes the committed files of the current format version: ``python -m tests.make_fixtures``, once for each version.
 
-Files of a version never change afterwards: a reader must decode them for ever.
+Files of a version never change afterwards: a reader must decode them for ever. Those of older versions are left alone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
 
+from rdo.channels import Axis, ChannelSteps, channels
 from rdo.checkpoint import load_compressed, save_compressed
 from rdo.checkpoint.container import DTYPES, dtype_name
 from rdo.checkpoint.manifest import VERSION
 from rdo.coders import make_coder
-from rdo.quantizers import RelativeQuantizer, UniformQuantizer
+from rdo.quantizers import AllocatedQuantizer, RelativeQuantizer, UniformQuantizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BY_ROW, COARSE, FINE = RelativeQuantizer(ratio=0.3, granularity="row"), UniformQuantizer(0.25), UniformQuantizer(2**-8)
@@ -87,17 +88,49 @@ def raw_weights() -> dict[str, torch.Tensor]:
     }
 
 
+def channel_weights() -> dict[str, torch.Tensor]:
+    """Rows and columns, even and odd numbers of them, of tensors of one to three axes; some in two segments."""
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "rows.weight": torch.randn(9, 16, generator=generator),
+        "columns.weight": torch.randn(61, 70, generator=generator).bfloat16(),
+        "rows.experts": torch.randn(2, 4, 9, generator=generator).half(),
+        "columns.experts": torch.randn(2, 4, 9, generator=generator).half(),
+        "columns.vector": torch.randn(5, generator=generator),
+        "whole.weight": torch.randn(6, 8, generator=generator),
+        "bias": torch.randn(5, generator=generator),
+    }
+
+
+def channel_quantizer(state: dict[str, torch.Tensor]) -> AllocatedQuantizer:
+    """Every exponent that there is, in tensors that are called after what has steps."""
+    found: dict[str, ChannelSteps] = {}
+    axis: Axis
+    for name, tensor in state.items():
+        for axis in ("rows", "columns"):
+            if name.startswith(axis):
+                exponents = torch.arange(channels(tensor.shape, axis)) * 7 % 16 - 8
+                found[name] = ChannelSteps(0.3, axis, exponents.to(torch.int8))
+    return AllocatedQuantizer({"whole.weight": 0.4}, 2.0, "absolute", found)
+
+
 def main() -> None:
     for patched in SEGMENTS:
         patched.start()
     for name, options in KINDS.items():
-        write(name, weights(), **options)
+        write(3, name, weights(), **options)
     for name, options in RAW.items():
-        write(name, raw_weights(), compressible=lambda name, _: name == "matrix", **options)
+        write(3, name, raw_weights(), compressible=lambda name, _: name == "matrix", **options)
+    state = channel_weights()
+    for coder in ("fixed_length", "huffman", "exp_golomb", "rans", "context"):
+        quantizer = channel_quantizer(state)
+        write(4, coder, state, coder=coder, quantizer=quantizer, compressible=lambda name, _: name != "bias")
 
 
-def write(name: str, state: dict[str, torch.Tensor], **options: Any) -> None:
-    path = FIXTURES / f"v{VERSION}-{name}.rdo"
+def write(version: int, name: str, state: dict[str, torch.Tensor], **options: Any) -> None:
+    path = FIXTURES / f"v{version}-{name}.rdo"
+    if version < VERSION and path.exists():
+        return
     save_compressed(state, path, **options)
     loaded = {key: tensor.clone() for key, tensor in load_compressed(path).items()}
     save_file(loaded, path.with_suffix(".expected.safetensors"))

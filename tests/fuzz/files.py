@@ -34,6 +34,7 @@ _VALUES: tuple[Any, ...] = (
     *(0, 1, -1, 2, 3, 7, 8, 12, 30, 31, 40, 63, 255, 4096, 65536, 2**26, 2**30, 2**31, 2**32 - 1, 2**32),
     *(2**40, 2**53, 2**62, 2**62 + 1, 2**63, 2**64, 10**400, 0.5, 1e308, float("nan"), float("inf"), None, True, False),
     *("", "a", "rans", "huffman", "exp_golomb", "zigzag", "float32", "float8_e4m3fn", "bool", "U8", "\ud800", "\0"),
+    *("rows", "columns"),
     *("x" * 5000, [], {}, [0], [[]], [2**62] * 64, [1] * 65, [0, 2**62, 2**62], _DEEP, {"name": "rans"}),
 )
 
@@ -143,7 +144,7 @@ def _damage_json(chance: random.Random, node: Any) -> None:
         elif kind < 0.9:
             del node[key]
         elif isinstance(node, dict):
-            node[chance.choice(["x", "name", "::stream", str(key) + "\ud800"])] = child
+            node[chance.choice(["x", "name", "channels", "::stream", str(key) + "\ud800"])] = child
         else:
             node.insert(key, child)
         return

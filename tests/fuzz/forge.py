@@ -53,7 +53,7 @@ class Forgery:
         """Make the checksums of streams and raw tensors those of what they hold now, where that has a meaning."""
         version = self.manifest.get("version") if isinstance(self.manifest, dict) else None
         try:
-            if version == 3:
+            if version in (3, 4):
                 self._reseal_streams()
             elif version in (1, 2):
                 self._reseal_old()
@@ -61,14 +61,15 @@ class Forgery:
             pass  # what was done to the manifest leaves no way to tell: it must be refused for that
 
     def _reseal_streams(self) -> None:
-        for name, (_, size, steps, table, log2, _checksum) in self.coded():
+        for name, (group, size, steps, table, log2, _checksum) in self.coded():
             data, count = self.entries[f"{name}::stream"].data, 1
             for extent in size:
                 count *= extent
             segments = -(-count >> log2)
             if not 0 < segments < 1000:
                 continue
-            place, index = table + 4 * steps + 8 * segments, table + 4 * steps
+            index = table + (4 + -(-steps // 2) if "channels" in self.manifest["groups"][group] else 4 * steps)
+            place = index + 8 * segments
             for number in range(segments):
                 [length] = struct.unpack_from("<I", data, index + 8 * number)
                 struct.pack_into("<I", data, index + 8 * number + 4, google_crc32c.value(bytes(data[place:][:length])))

@@ -23,11 +23,17 @@ from tests import format_version_1, format_version_2, format_version_3
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FILES = sorted(FIXTURES.glob("*.rdo"))
-DECODE = {1: format_version_1.decode_file, 2: format_version_2.decode_file, 3: format_version_3.decode_file}
+DECODE = {
+    1: format_version_1.decode_file,
+    2: format_version_2.decode_file,
+    3: format_version_3.decode_file,
+    4: format_version_3.decode_file,
+}
 CODERS = {
-    1: format_version_2.DECODERS,
-    2: format_version_2.DECODERS,
-    3: format_version_3.DECODERS,
+    1: format_version_2.DECODERS.keys(),
+    2: format_version_2.DECODERS.keys(),
+    3: format_version_3.DECODERS.keys(),
+    4: format_version_3.DECODERS.keys() - {"float_bits"},  # lossless tensors have no steps
 }
 
 
@@ -100,15 +106,16 @@ def test_a_file_of_version_2_has_segments_lanes_and_escapes(name: str) -> None:
     assert (precision_or_k > 0, lanes, width > 0) == (True, 5, True)
 
 
-def test_every_coder_of_version_3_has_a_tensor_of_two_segments() -> None:
+@pytest.mark.parametrize("version", [3, 4])
+def test_every_coder_since_version_3_has_a_tensor_of_two_segments(version: int) -> None:
     coders = set()
-    for path in FIXTURES.glob("v3-*.rdo"):
+    for path in FIXTURES.glob(f"v{version}-*.rdo"):
         manifest = _manifest(path)
         for row in manifest["tensors"].values():
             group = manifest["groups"][row[0]] if isinstance(row, list) else {"kind": "tied"}
             if group["kind"] in ("coded", "lossless") and np.prod(row[1]) > 2 ** row[-2]:
                 coders.add(group["coder"]["name"])
-    assert coders == set(CODERS[3])
+    assert coders == set(CODERS[version])
 
 
 def test_there_is_a_raw_tensor_of_every_data_type() -> None:
