@@ -61,7 +61,10 @@ def export(source: Path, out: Path, *, allow_plain: bool = False) -> Exported:
             exported.plain[name] = "it is tied to another tensor"
             del fitting[name]
         if not fitting:
-            raise ConfigError(f"{compressed.path}: no linear layer is quantised; `rdo decompress` writes plain weights")
+            why = next((f" ({name}: {exported.plain[name]})" for name in sorted(linear & exported.plain.keys())), "")
+            raise ConfigError(
+                f"{compressed.path}: no linear layer is quantised; `rdo decompress` writes plain weights{why}"
+            )
         bits = next(width for width in _WIDTHS if all(levels.fit(width) for levels in fitting.values()))
         exported.quantised = dict.fromkeys(fitting, bits)
         left = sorted({name.removesuffix(".weight") for name in linear - fitting.keys()} | {"lm_head"})

@@ -19,6 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rdo import load_compressed, save_compressed
+from rdo.channels import Axis, ChannelSteps, channels
+from rdo.quantizers import AllocatedQuantizer
 from rdo_harness import cli
 
 VOCABULARY = 131
@@ -83,3 +86,14 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = copy.deepcopy(model)(input_ids=IDS).logits
     return found
+
+
+def recompress_by_channels(small: Path, axis_of: dict[str, Axis]) -> None:
+    """Give the rows or columns of some matrices of a compressed folder steps of their own, other matrices one."""
+    state = load_compressed(small / "model.rdo")
+    steps = dict.fromkeys(state, 2.0**-5)
+    found: dict[str, ChannelSteps] = {}
+    for name, axis in axis_of.items():
+        exponents = torch.arange(channels(state[name].shape, axis)) % 3 * 2 - 2  # powers of two
+        found[name] = ChannelSteps(2.0**-5, axis, exponents.to(torch.int8))
+    save_compressed(state, small / "model.rdo", quantizer=AllocatedQuantizer(steps, 4.0, "absolute", found))

@@ -14,7 +14,7 @@ import rdo.integrations.transformers  # noqa: F401
 from rdo import RelativeQuantizer, save_compressed
 from rdo.checkpoint import load_quantized
 from rdo_harness import cli
-from tests.integrations.hub_folders import IDS, compress, deepseek, gpt2, llama, save
+from tests.integrations.hub_folders import IDS, compress, deepseek, gpt2, llama, recompress_by_channels, save
 
 pytest.importorskip("compressed_tensors")
 
@@ -105,6 +105,25 @@ def test_what_does_not_fit_is_plain_if_allowed(tmp_path: Path, capsys: pytest.Ca
     assert len(report["quantised"]) == 13
     found, expected = loaded(out), loaded(small)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items() if name != "logits")
+
+
+def test_steps_of_rows_stay_and_columns_become_plain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The matrix of the queries is square: as many columns as it has rows."""
+    small = compress(save(llama(), tmp_path / "model"))
+    queries, keys = (f"model.layers.0.self_attn.{part}_proj.weight" for part in "qk")
+    recompress_by_channels(small, {queries: "columns", keys: "rows"})
+    out, report = run_export(small, capsys)
+    assert report["plain"][queries].startswith("its columns have each a step")
+    assert keys in report["quantised"]
+    assert len(report["quantised"]) == 13
+    found, expected = loaded(out), loaded(small)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items() if name != "logits")
+    recompress_by_channels(small, dict.fromkeys([*report["quantised"], queries], "columns"))
+    arguments = ["export", str(small), str(tmp_path / "out"), "--format", "compressed-tensors"]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "no linear layer is quantised; `rdo decompress` writes plain weights (model.layers.0" in error
+    assert "its columns have each a step" in error
 
 
 def test_models_that_it_is_not_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import rdo
 import rdo.integrations.transformers
 from rdo.checkpoint import load_quantized
 from rdo_harness import cli
-from tests.integrations.hub_folders import IDS, VOCABULARY, compress, gpt2, llama, save
+from tests.integrations.hub_folders import IDS, VOCABULARY, compress, gpt2, llama, recompress_by_channels, save
 
 gguf = pytest.importorskip("gguf")
 
@@ -78,6 +78,20 @@ def test_every_weight_is_the_decoded_one(
         assert np.array_equal(found[f"blk.1.{theirs}.weight"][1], weight.numpy())
     queries = decoded["model.layers.0.self_attn.q_proj.weight"].reshape(4, 2, 8, 64)
     assert np.array_equal(found["blk.0.attn_q.weight"][1].reshape(4, 8, 2, 64), queries.transpose(1, 2).numpy())
+
+
+def test_steps_of_rows_stay_and_columns_become_plain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The matrix of the outputs is square: as many columns as it has rows."""
+    small = compress(save(llama(intermediate_size=160), tmp_path / "model"))
+    outputs, values = (f"model.layers.0.self_attn.{part}_proj.weight" for part in "ov")
+    recompress_by_channels(small, {outputs: "columns", values: "rows"})
+    out, report = run_export(small, capsys)
+    assert report["plain"].keys() == {outputs}
+    assert report["plain"][outputs].startswith("its columns have each a step")
+    found, decoded = stored(out), rdo.load_compressed(small / "model.rdo")
+    assert (found["blk.0.attn_output.weight"][0], found["blk.0.attn_v.weight"][0][0]) == ("F32", "Q")
+    for name, theirs in {outputs: "blk.0.attn_output.weight", values: "blk.0.attn_v.weight"}.items():
+        assert np.array_equal(found[theirs][1], decoded[name].numpy())
 
 
 @pytest.mark.parametrize("tied", [False, True])
