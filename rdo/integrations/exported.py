@@ -61,9 +61,9 @@ def levels_of(compressed: CompressedFile, name: str) -> Levels | str:
         return f"it is stored as {record.kind}, not quantised"
     if len(record.size) != 2:
         return f"it has {len(record.size)} axes, not 2"
-    quantized: QuantizedTensor = compressed.quantized(name)
     if record.group.channels == "columns":
         return "its columns have each a step, and such formats have one for a row or a block of it"
+    quantized: QuantizedTensor = compressed.quantized(name)
     rows, steps = record.size[0], quantized.steps.reshape(-1)
     if len(steps) not in (1, rows):
         return f"it has {len(steps)} steps for {rows} rows"
