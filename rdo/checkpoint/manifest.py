@@ -18,9 +18,9 @@ from rdo.errors import CheckpointError, CorruptCheckpointError, UnsupportedVersi
 
 FORMAT = "rdo-checkpoint"
 VERSION = 4
-"""The newest that is read and written: its files have steps of rows or columns, told in four bits. Files without them
-are of version 3. Earlier ones had other bitstreams and checksums: rdo.checkpoint.older."""
+"""The newest. Versions 1 and 2 had other bitstreams and checksums: rdo.checkpoint.older."""
 _WITHOUT_CHANNELS = 3
+"""Of files that have no steps of rows or columns told in four bits; in all else it is version 4."""
 KEY = "rdo"
 OLD_CHECKSUM_KEY = "rdo_crc32"
 """Of the manifest, in versions 1 and 2, which had no seal."""
@@ -47,8 +47,7 @@ class Group:
         coder: configuration of the coder of a coded or lossless group; None in a raw one.
         quantizer: configuration of that of a coded group; None in others.
         stored: data type on disk of a raw group; None in others.
-        channels: what has steps told in four bits, ``"rows"`` (all axes but the last count them) or ``"columns"`` (of
-            the last axis); None if they are float32 numbers, and in groups that are not coded.
+        channels: what has steps told in four bits; None if they are float32 numbers, and in groups that are not coded.
     """
 
     dtype: torch.dtype
@@ -247,9 +246,8 @@ def _group(content: Any, version: int, where: str) -> Group:
     if kind == "lossless":
         _need(dtype.itemsize <= 4, f"{where}: lossless tensors are not of {dtype_name(dtype)}")
         return Group(dtype, coder=content["coder"])
-    return Group(
-        dtype, coder=content["coder"], quantizer=content["quantizer"], channels=_channels(content, version, where)
-    )
+    axis = _channels(content, version, where)
+    return Group(dtype, coder=content["coder"], quantizer=content["quantizer"], channels=axis)
 
 
 def _channels(content: Config, version: int, where: str) -> Axis | None:
