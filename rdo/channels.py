@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -58,6 +59,14 @@ class ChannelSteps:
 def steps_of(base: float, exponents: Tensor) -> Tensor:
     """Steps of exponents, int8 [n] from -8 to 7: float32 [n], whatever the base."""
     return torch.tensor(base, dtype=torch.float32) * factors()[exponents.long() - FINEST]
+
+
+def channels_of(state: Mapping[str, Sequence[Any]]) -> dict[str, ChannelSteps]:
+    """From lists of axis and exponents, which a state or a file of JSON holds, relative to a step of 1."""
+    return {
+        name: ChannelSteps(1.0, axis, torch.tensor(exponents, dtype=torch.int8))
+        for name, (axis, exponents) in state.items()
+    }
 
 
 def factors() -> Tensor:

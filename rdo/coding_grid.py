@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 import rdo_kernels
+from rdo.channels import ChannelSteps
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 from rdo.sharding import Shards, part_as_of, placed_as
@@ -22,7 +24,9 @@ _FINEST = 512
 
 
 class CodingGrid:
-    """Parameters with one quantisation step each: a scale for all, times what each tensor has relative to the others.
+    """Parameters with quantisation steps: a scale for all, times what each tensor has relative to the others.
+
+    Within a tensor rows or columns may have steps of their own, which do not change.
 
     No step is finer than 1/512 of the largest weight that its tensor has when the grid is made: a tensor that the loss
     is far more sensitive to than to the others would take bits from them for a precision that nobody needs.
@@ -33,6 +37,8 @@ class CodingGrid:
             processes must make the grid, and call its methods, together.
         relative: the steps of the tensors for scale 1, positive.
         finest: the least steps, of a grid that is made again; by default those above.
+        channels: by name, the steps of the rows or columns of a tensor relative to the tensor's (``base`` is not looked
+            at). Not for sharded parameters.
 
     Attributes:
         moments: :func:`rdo_kernels.moments` of the masters that :meth:`round` kept last, float64 [T, 5].
@@ -44,8 +50,10 @@ class CodingGrid:
         parameters: Sequence[Tensor],
         relative: Sequence[float],
         finest: Sequence[float] | None = None,
+        channels: Mapping[str, ChannelSteps] | None = None,
     ) -> None:
         self.names, self.parameters = list(names), list(parameters)
+        self.channels = dict(channels or {})
         self.count = sum(parameter.numel() for parameter in parameters)
         self._shards = Shards(self.names, self.parameters)
         self._masters: list[Tensor] = []
@@ -57,11 +65,26 @@ class CodingGrid:
         self._finest = torch.tensor(list(finest), dtype=torch.float64, device=device)
         self._relative = torch.tensor(list(relative), dtype=torch.float64, device=device)
         self._octaves = torch.zeros((), dtype=torch.float64, device=device)
+        factors = [
+            replace(self.channels[name], base=1.0).tensor() if name in self.channels else torch.ones(())
+            for name in self.names
+        ]
+        self._sizes = [factor.shape for factor in factors]
+        counts = torch.tensor([factor.numel() for factor in factors])
+        self._factors = torch.cat([factor.reshape(-1) for factor in factors]).to(device)
+        self._tensor_of = torch.arange(len(factors)).repeat_interleave(counts).to(device)
+        self._each = torch.empty_like(self._factors)
 
     @property
     def steps(self) -> Tensor:
-        """The step of each tensor, float32 [T]."""
+        """The step of each tensor, float32 [T]; those of its rows or columns are told relative to it."""
         return self.steps_after(0.0)
+
+    def all_steps(self) -> list[Tensor]:
+        """The steps as kernels take them, in one piece of memory until the next call: float32 [], [R] or [1, C]."""
+        torch.mul(self.steps[self._tensor_of], self._factors, out=self._each)
+        pieces = self._each.split([size.numel() for size in self._sizes])
+        return [piece.view(size) for piece, size in zip(pieces, self._sizes, strict=True)]
 
     @property
     def masters(self) -> list[Tensor]:
@@ -72,12 +95,10 @@ class CodingGrid:
     def round(self) -> None:
         """Keep the weights as masters and round the parameters."""
         parts = [part.detach() for part in self._shards.parts()]
-        if self._rounded:
-            rdo_kernels.round_to_steps(self._masters, self.steps.unbind(), parts)
-            return
+        self.restore()
         if not self._masters:
             self._masters = [torch.empty_like(part) for part in parts]
-        self.moments = rdo_kernels.keep_and_round(parts, self._masters, self.steps)
+        self.moments = rdo_kernels.keep_and_round(parts, self._masters, self.all_steps())
         self._rounded = True
 
     @torch.no_grad()
@@ -90,7 +111,7 @@ class CodingGrid:
     @torch.no_grad()
     def entropy_bits(self) -> Tensor:
         """Order-0 entropy of the masters at the steps, tensor by tensor, in bits per weight; float64 []."""
-        counts = rdo_kernels.quantize(self.masters, self.steps.unbind(), dtype=torch.int16).counts
+        counts = rdo_kernels.quantize(self.masters, self.all_steps(), dtype=torch.int16).counts
         assert counts is not None
         return bits_of_counts(self._shards.sums(counts)) / self.count
 
@@ -142,10 +163,11 @@ class CodingGrid:
     def quantizer(self, bits: float, octaves: float = 0.0) -> AllocatedQuantizer:
         """What rounds the masters as :meth:`round` does, or would do after :meth:`move` by so many octaves."""
         steps = dict(zip(self.names, self.steps_after(octaves).tolist(), strict=True))
-        return AllocatedQuantizer(steps, bits, "sensitivity")
+        channels = {name: replace(self.channels[name], base=steps.pop(name)) for name in self.channels}
+        return AllocatedQuantizer(steps, bits, "sensitivity", channels=channels)
 
     def state_dict(self) -> dict[str, object]:
-        """Relative and least steps, the scale, and the masters by name (tensors) while the parameters are rounded.
+        """Steps, the scale, and the masters by name (tensors) while the parameters are rounded.
 
         Masters of sharded parameters are DTensors.
         """
@@ -153,6 +175,7 @@ class CodingGrid:
         masters = {name: placed_as(parameter, master) for name, parameter, master in kept}
         return {
             "relative": self._relative.tolist(),
+            "channels": {name: [own.axis, own.exponents.tolist()] for name, own in self.channels.items()},
             "finest": self._finest.tolist(),
             "octaves": float(self._octaves),
             "masters": masters,

@@ -67,9 +67,19 @@ def compensate(matrix: Tensor, factor: Tensor, rounding: Rounding) -> tuple[Tens
 def compensate_weights(grid: CodingGrid, recorder: InputRecorder) -> None:
     """Move the weights of a grid to where rounding them to nearest costs least, by the inputs recorded, in place."""
     inputs = recorder.stop()
-    for name, parameter, step in zip(grid.names, grid.parameters, grid.steps.unbind(), strict=True):
+    for name, parameter, steps in zip(grid.names, grid.parameters, grid.all_steps(), strict=True):
         if name in inputs:
-            matrix = parameter.T if name in recorder.transposed else parameter
-            factor = compensation_factor(inputs[name])
-            _, values = compensate(matrix.to(torch.float32) / step, factor, lambda column, _: column.round())
-            parameter.copy_((values.T if name in recorder.transposed else values) * step)
+            turned = name in recorder.transposed
+            each = steps.unsqueeze(1) if steps.ndim == 1 else steps
+            each = each.T if turned and each.ndim == 2 else each
+            matrix = (parameter.T if turned else parameter).to(torch.float32) / each
+            factor = compensation_factor(in_steps(inputs[name], each))
+            _, values = compensate(matrix, factor, lambda column, _: column.round())
+            parameter.copy_((values * each).T if turned else values * each)
+
+
+def in_steps(inputs: Tensor, steps: Tensor) -> Tensor:
+    """The mean of x x^T for weights in units of their steps, [], [out, 1] or [1, in]: inputs are the larger for it."""
+    if steps.ndim < 2 or steps.shape[1] == 1:
+        return inputs
+    return inputs * steps * steps.T

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rdo.calibration import InputRecorder, steps_by_sensitivity
+from rdo.channel_sensitivity import ChannelSensitivity
 from rdo.control import Decayed, largest_rate
 from rdo.errors import ConfigError
 from rdo.optimizer_state import OptimizerLike
@@ -45,13 +46,21 @@ class Measurement:
             against one another, as those of a model do that trains on, and as with ``"decayed"`` if not; while the
             learning rate rises and all gradients still point the same way, another 20 decide.
         inputs: whether to record the inputs of matrices; not if a settled model is rounded early.
+        channels: whether to measure rows and columns too; not for sharded weights.
 
     Raises:
         ConfigError: another start.
     """
 
     def __init__(
-        self, model: nn.Module, weights: Mapping[str, Tensor], shards: Shards, *, start: Start, inputs: bool
+        self,
+        model: nn.Module,
+        weights: Mapping[str, Tensor],
+        shards: Shards,
+        *,
+        start: Start,
+        inputs: bool,
+        channels: bool = False,
     ) -> None:
         if not (isinstance(start, int) and start >= 0) and start not in get_args(get_args(Start)[1]):
             raise ConfigError(f"start must be a number of optimizer steps, 'settled' or 'decayed'; got {start!r}")
@@ -65,6 +74,7 @@ class Measurement:
         self._sensitivity = torch.zeros(len(weights), dtype=torch.float64, device=first.device)
         self._direction = self._sensitivity.new_zeros(_SKETCH)
         self._rate = self._earlier_rate = 0.0
+        self.channels = ChannelSensitivity(weights if channels else {})
 
     @property
     def when(self) -> str:
@@ -83,6 +93,7 @@ class Measurement:
             self._direction += self._sketch(self._shards.known_gradients())
         if self._comparing or self._near(step):
             self._sensitivity += self._mean_squares(self._shards.known_gradients())
+            self.channels.add()
 
     def _compare(self, step: int) -> None:
         """Compare the sensitivities of the two halves of the first steps, once there are both."""
@@ -110,6 +121,7 @@ class Measurement:
         self._comparing, self._earlier = comparing, None
         self._sensitivity.zero_()
         self._direction.zero_()
+        self.channels.clear()
 
     def after_step(self, step: int) -> bool:
         """Whether weights are to be rounded now; records the inputs of the steps to come if that is near."""
@@ -140,6 +152,7 @@ class Measurement:
             "rates": [self._earlier_rate, self._rate],
             "direction": self._direction.tolist(),
             "sensitivity": self._sensitivity.tolist(),
+            "channels": self.channels.state_dict(),
             "inputs": None if self.recorder is None else self.recorder.state_dict(),
         }
 
@@ -149,6 +162,7 @@ class Measurement:
         self._comparing = bool(state["comparing"])
         self._earlier = None if state["earlier"] is None else self._sensitivity.new_tensor(state["earlier"])
         self._sensitivity.copy_(torch.tensor(state["sensitivity"], dtype=torch.float64))
+        self.channels.load_state_dict(state.get("channels", {}))
         self._earlier_rate, self._rate = map(float, state["rates"])
         self._direction.copy_(torch.tensor(state["direction"], dtype=torch.float64))
         if state["inputs"] is not None:

@@ -24,8 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from rdo.allocation import nearest_below
+from rdo.channels import channels_of
 from rdo.checkpoint import CheckpointInfo
 from rdo.checkpoint.writer import Coder
+from rdo.coders import make_coders
+from rdo.coders.context import Context
 from rdo.coding_grid import CodingGrid
 from rdo.compensation import compensate_weights
 from rdo.constraint import RateConstraint
@@ -72,10 +75,14 @@ class SizeTarget:
         start: when the loss begins to see rounded weights (:class:`rdo.measurement.Measurement`): after so many steps;
             ``"decayed"``, when the learning rate has fallen to 0.4 of its peak, and 20 steps more; or ``"settled"``,
             after 20 steps if the model trains on at what it did before, else as ``"decayed"``.
+        channels: whether rows or columns of a matrix have steps of their own, relative to the tensor's and by their own
+            mean squared gradient, where that saves bits. A coder with one table for a tensor cannot tell them apart: by
+            default they have if ``context`` is among the coders. Not for sharded parameters.
         coder, raw_dtype: as for ``save_compressed``; what the size is counted with.
 
     Raises:
-        ConfigError: not exactly one size was given, or one that cannot be had; or ``compensated`` for sharded ones.
+        ConfigError: not exactly one size was given, or one that cannot be had; or ``compensated`` or ``channels`` for
+            sharded ones.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class SizeTarget:
         allocation: Allocation = "sensitivity",
         compensated: bool = True,
         start: Start = "settled",
+        channels: bool | None = None,
         coder: Coder | Sequence[Coder] = "rans",
         raw_dtype: torch.dtype | None = None,
     ) -> None:
@@ -106,6 +114,12 @@ class SizeTarget:
                 "the first rounding of sharded parameters cannot be compensated, which needs whole matrices; give "
                 'target_options={"compensated": False}'
             )
+        if channels is None:
+            channels = allocation == "sensitivity" and _knows_channels(coder) and not constraint.shards.sharded
+        elif channels and constraint.shards.sharded:
+            raise ConfigError("rows and columns of sharded parameters have no steps of their own; give channels=False")
+        elif channels and allocation != "sensitivity":
+            raise ConfigError('steps of rows and columns go by their sensitivity: allocation="sensitivity"')
         self._constraint, self._shards, self._allocation = constraint, constraint.shards, allocation
         self._file = ModelFile(model, constraint.names, coder=coder, raw_dtype=raw_dtype)
         self.parameters: int = self._file.parameters
@@ -114,7 +128,7 @@ class SizeTarget:
         )
         self._pressure = Pressure(constraint, pressure) if constraint.lam_tensor is not None else None
         weights = dict(zip(constraint.names, constraint.parameters, strict=True))
-        self.measurement = Measurement(model, weights, self._shards, start=start, inputs=compensated)
+        self.measurement = Measurement(model, weights, self._shards, start=start, inputs=compensated, channels=channels)
         self.step = 0
         self.grid: CodingGrid | None = None
         self.bits_per_parameter: float = 8 * self.budget_bytes / self.parameters
@@ -146,7 +160,9 @@ class SizeTarget:
             if not self.measurement.after_step(self.step):
                 return
             relative = self.measurement.relative_steps(self._allocation)
-            self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, relative)
+            channels = self.measurement.channels.steps()
+            self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, relative, channels=channels)
+            self.measurement.channels.clear()
             self._calibrate(first=True)
             if self.measurement.recorder is not None:
                 if has_replicas():
@@ -240,7 +256,8 @@ class SizeTarget:
         saved = state["grid"]
         if saved is not None and saved["relative"] is not None:
             weights = self._constraint.names, self._constraint.parameters
-            self.grid = CodingGrid(*weights, saved["relative"], saved["finest"])
+            channels = channels_of(saved.get("channels", {}))
+            self.grid = CodingGrid(*weights, saved["relative"], saved["finest"], channels)
             self.grid.load_masters(saved["octaves"], saved["masters"])
 
     def _zeros(self, *size: int) -> Tensor:
@@ -293,4 +310,9 @@ class SizeTarget:
             return None
         named = zip(self._constraint.names, self._constraint.parameters, self._shards.parts(), strict=True)
         masters = {name: placed_as(parameter, part.detach().clone()) for name, parameter, part in named}
-        return {"relative": None, "finest": None, "octaves": 0.0, "masters": masters}
+        return {"relative": None, "finest": None, "channels": {}, "octaves": 0.0, "masters": masters}
+
+
+def _knows_channels(coder: Coder | Sequence[Coder]) -> bool:
+    """Whether one of the coders tells rows and columns apart."""
+    return any(isinstance(each, Context) for each in make_coders(coder))

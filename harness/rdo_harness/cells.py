@@ -117,7 +117,7 @@ def evaluate(cell: Cell, source: training.Trained, work: Path) -> Row:
     try:
         path = folder / "model.rdo"
         batch_size, answers = cell.part.budget.batch_size, work / "peers"
-        context = Context(cell.architecture, prepared, batch_size, cell.seed, answers, source.steps)
+        context = Context(cell.architecture, prepared, batch_size, cell.seed, answers, source.quantizer())
         started = time.perf_counter()
         facts = cell.method.apply(model, cell.point, context, path)
         compressed = time.perf_counter()

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from rdo.attach import TargetAttachment
+from rdo.channels import ChannelSteps
+from rdo.quantizers import AllocatedQuantizer
 from rdo_harness.architectures.base import Architecture
 from rdo_harness.config import later, settings
 from rdo_harness.observation import WeightObserver
@@ -69,7 +71,8 @@ class Trained:
     """A trained model's weights on disk, what it cost to make them, and how they came about.
 
     ``history`` has some 20 steps: the loss, lambda, and the law of the weights (see :class:`WeightObserver`), whose
-    fitting does not count in ``seconds``. ``steps`` are those that the weights were rounded to, if the training did.
+    fitting does not count in ``seconds``. ``steps`` are those that the weights were rounded to, if the training did:
+    of each tensor, or [base, axis, exponents] where its rows or columns have their own.
     """
 
     path: Path
@@ -82,7 +85,19 @@ class Trained:
     validation_cross_entropy: float | None = None
     validation_metric: float | None = None
     histogram: dict[str, Any] | None = None
-    steps: dict[str, float] | None = None
+    steps: dict[str, Any] | None = None
+
+    def quantizer(self) -> AllocatedQuantizer | None:
+        """What the training rounded the weights with, if it did."""
+        if self.steps is None:
+            return None
+        one = {name: step for name, step in self.steps.items() if isinstance(step, float)}
+        channels = {
+            name: ChannelSteps(step[0], step[1], torch.tensor(step[2], dtype=torch.int8))
+            for name, step in self.steps.items()
+            if name not in one
+        }
+        return AllocatedQuantizer(one, 0.0, "sensitivity", channels=channels)
 
 
 def configuration(
@@ -239,7 +254,9 @@ def _train(
     steps = None
     if isinstance(handle, TargetAttachment):
         handle.land()
-        steps = dict(handle.quantizer().step_of)
+        found = handle.quantizer()
+        channels = {name: [own.base, own.axis, own.exponents.tolist()] for name, own in found.channels.items()}
+        steps = {**found.step_of, **channels}
     if handle is not None:
         handle.remove()
     model.eval()

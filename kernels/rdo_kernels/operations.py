@@ -112,7 +112,7 @@ def proximal_step(
 
 
 def keep_and_round(
-    weights: Sequence[Tensor], kept: Sequence[Tensor], steps: Tensor, *, backend: str | None = None
+    weights: Sequence[Tensor], kept: Sequence[Tensor], steps: Sequence[Tensor], *, backend: str | None = None
 ) -> Tensor:
     """Copy weights to ``kept`` and round them to multiples of their steps in place, in one pass over memory.
 
@@ -120,16 +120,38 @@ def keep_and_round(
 
     Args:
         kept: tensors of the sizes and data types of the weights, to write to.
-        steps: float32 [T], positive and finite, on the weights' device.
+        steps: for each tensor contiguous float32 steps on its device, positive and finite: one; [R], one for each row,
+            a row being as many neighbours in memory order as there are weights for each step; or [1, C], one for each
+            place in the last axis.
 
     Returns:
         The :func:`moments` of what is kept, float64 [T, 5].
+
+    Raises:
+        ValueError: the steps of a tensor are not as many as it has rows, or columns.
     """
 
+    spans = [steps_apart(weight, step) for weight, step in zip(weights, steps, strict=True)]
+
     def call(module: Any, take: Take) -> tuple[Tensor, ...]:
-        return (module.keep_and_round(take(weights), take(kept), take(steps)),)
+        return (module.keep_and_round(take(weights), take(kept), take(steps), take(spans)),)
 
     return _each([weights, kept], None, backend, call)[0]
+
+
+def steps_apart(weight: Tensor, step: Tensor) -> int:
+    """After how many weights the next of a tensor's steps follows, the first one coming after the last; at least 1.
+
+    Raises:
+        ValueError: the steps are not as many as there are rows, or columns.
+    """
+    count, steps = weight.numel(), step.numel()
+    columns = step.ndim == 2 and step.shape[0] == 1 and steps > 1
+    if count and (count % steps if steps else True):
+        raise ValueError(f"{steps} steps do not divide {count} weights into rows")
+    if columns and steps != weight.shape[-1]:
+        raise ValueError(f"steps of {steps} columns for the size {list(weight.shape)}")
+    return 1 if columns or not count else count // steps
 
 
 def adamw_step(

@@ -64,6 +64,7 @@ def test_the_same_checks_hold_for_the_other_backends(name: str, backend: str) ->
 
 TYPES = {
     "chunks": "*i64", "addresses": "*i64", "bounds": "*i64", "members": "*i64",
+    "stepped": "*i64",
     "laws": "*fp32", "factors": "*fp32", "steps": "*fp32", "loss_scale": "*fp32", "overflow": "*fp32",
     "partials": "*fp64", "sums": "*fp64", "counts": "*fp64", "controls": "*fp64", "strength": "*fp64",
     "options": "*fp64", "fitted": "*fp64", "total": "*fp64", "alarms": "*i32",
@@ -212,7 +213,7 @@ def test_keeping_and_rounding_moves_its_floor_sixteen_bytes_at_a_time(
     """A load and two stores; no division but the step's reciprocal, before the loop."""
     from rdo_kernels.gpu.grid import keep_and_round_kernel
 
-    constants = {"WEIGHT": triton.language.float32, "FUSED": True, "ALIGNED": True, "BLOCK": 1024}
+    constants = {"WEIGHT": triton.language.float32, "FUSED": True, "ALIGNED": True, "BLOCK": 1024, "CHANNELS": False}
     asm = compiled(keep_and_round_kernel, target, constants)
     ptx = str(asm["ptx"])
     assert len(re.findall(r"ld\.global\S*\.v4", ptx)) == 1
@@ -222,6 +223,9 @@ def test_keeping_and_rounding_moves_its_floor_sixteen_bytes_at_a_time(
     assert registers <= 64
     assert stack == 0
     assert spills(compiled(keep_and_round_kernel, AMD, constants)) == ["0"]
+    registers, stack = resources(compiled(keep_and_round_kernel, target, {**constants, "CHANNELS": True}), tmp_path)
+    assert registers <= 96
+    assert stack == 0
     unaligned = str(compiled(keep_and_round_kernel, target, {**constants, "ALIGNED": False})["ptx"])
     assert ".v4" not in "".join(re.findall(r"(?:ld|st)\.global\S*", unaligned)), "would fault on misaligned weights"
 

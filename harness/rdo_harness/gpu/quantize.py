@@ -39,13 +39,11 @@ def operations(weights: Sequence[Tensor]) -> list[Operation]:
             sums.append(torch.stack([copy.abs().sum(dtype=torch.float64), copy.square().sum(dtype=torch.float64)]))
         return torch.stack(sums)
 
-    all_steps = torch.stack(steps)
-
     return [
         Operation(
             "keep + round",
             12,
-            lambda: rdo_kernels.keep_and_round(rounded, copies, all_steps),
+            lambda: rdo_kernels.keep_and_round(rounded, copies, steps),
             "eager",
             eager_keep_and_round,
         ),

@@ -180,7 +180,7 @@ def weights_are_kept_and_rounded(device: torch.device, backend: str | None) -> N
         before = [tensor.clone() for tensor in tensors]
         kept = [torch.full_like(tensor, math.inf) for tensor in tensors]
         steps = torch.tensor([0.01, 0.3, 1e-8, 0.02, 0.0007], dtype=torch.float32, device=device)
-        found = rdo_kernels.keep_and_round(tensors, kept, steps, backend=backend)
+        found = rdo_kernels.keep_and_round(tensors, kept, steps.unbind(), backend=backend)
         assert all(torch.equal(copy.nan_to_num(), old.nan_to_num()) for copy, old in zip(kept, before, strict=True))
         assert torch.equal(found.nan_to_num(), rdo_kernels.moments(before, backend=backend).nan_to_num())
         for tensor, old, step in zip(tensors, before, steps.cpu().numpy(), strict=True):
@@ -191,6 +191,29 @@ def weights_are_kept_and_rounded(device: torch.device, backend: str | None) -> N
 
 
 @check
+def rows_and_columns_are_rounded_to_their_steps(device: torch.device, backend: str | None) -> None:
+    """Chunks end within rows; beside them a tensor with one step."""
+    for kind in DTYPES:
+        matrices = [weights(101 * 1303, device, kind).reshape(101, 1303), weights(77, device, kind)]
+        matrices += [weights(3 * 40 * 900, device, kind).reshape(3, 40, 900), weights(7, device, kind).reshape(7, 1)]
+        generator = torch.Generator().manual_seed(1)
+        steps = [0.001 + 0.1 * torch.rand(count, generator=generator).to(device) for count in (101, 1, 900, 7)]
+        for shape in ((101, 1), (1, 1303)):
+            own = 0.001 + 0.1 * torch.rand(max(shape), generator=generator).to(device)
+            several = [own.reshape(shape) if shape[0] == 1 else own, steps[1][0], steps[2].reshape(1, -1), steps[3]]
+            before, tensors = matrices, [matrix.clone() for matrix in matrices]
+            kept = [torch.full_like(tensor, math.inf) for tensor in tensors]
+            found = rdo_kernels.keep_and_round(tensors, kept, several, backend=backend)
+            assert all(torch.equal(copy, old) for copy, old in zip(kept, before, strict=True))
+            assert torch.equal(found, rdo_kernels.moments(before, backend=backend))
+            wide = [own.reshape(shape), steps[1], steps[2].reshape(1, 1, -1), steps[3].reshape(7, 1)]
+            for tensor, old, step in zip(tensors, before, wide, strict=True):
+                scaled = old.cpu().to(torch.float32).numpy() / step.cpu().numpy()
+                expected = torch.from_numpy((np.rint(scaled) * step.cpu().numpy()).astype(np.float32)).to(kind)
+                _restored(tensor.cpu() + 0.0, expected + 0.0, backend)
+
+
+@check
 def only_the_weights_and_their_copies_are_written(device: torch.device, backend: str | None) -> None:
     """In misaligned views, and with steps of which halves are ties."""
     for offset in (1, 3):
@@ -198,7 +221,7 @@ def only_the_weights_and_their_copies_are_written(device: torch.device, backend:
         tensor, kept = (store[offset : offset + 70_001] for store in stores)
         tensor.copy_(0.25 * torch.arange(-35_000, 35_001, device=device))
         before = tensor.clone()
-        rdo_kernels.keep_and_round([tensor], [kept], torch.tensor([0.5], device=device), backend=backend)
+        rdo_kernels.keep_and_round([tensor], [kept], [torch.tensor([0.5], device=device)], backend=backend)
         assert torch.equal(kept, before)
         assert torch.equal(tensor.double().cpu(), (2 * before.double().cpu()).round() / 2)
         for store in stores:

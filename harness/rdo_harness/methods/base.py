@@ -12,7 +12,7 @@ from torch import nn
 
 import rdo
 from rdo.errors import ConfigError
-from rdo.quantizers import Quantizer, RelativeQuantizer, UniformQuantizer
+from rdo.quantizers import AllocatedQuantizer, Quantizer, RelativeQuantizer, UniformQuantizer
 from rdo_harness.architectures.base import Architecture
 from rdo_harness.config import parse_step
 from rdo_harness.decoding import Decoded, DecodedCheckpoint
@@ -70,7 +70,7 @@ class Context:
         batch_size: examples in a batch of calibration data.
         seed: of the run.
         answers: folder that outlives the point, in which answers of peers are kept.
-        steps: the step of each tensor by its name, if the training rounded the weights.
+        quantizer: what the training rounded the weights with, if it did.
     """
 
     architecture: Architecture
@@ -78,7 +78,7 @@ class Context:
     batch_size: int
     seed: int
     answers: Path
-    steps: Mapping[str, float] | None = None
+    quantizer: AllocatedQuantizer | None = None
 
     def calibration(self, batches: int) -> list[Batch]:
         """So many batches of training data, the same ones for the same seed; labels are among them."""

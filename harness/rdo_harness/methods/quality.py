@@ -10,7 +10,6 @@ from torch import nn
 
 import rdo
 from rdo.errors import ConfigError
-from rdo.quantizers import AllocatedQuantizer
 from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.rate_settings import RateSettings
 from rdo_harness.registries import METHODS
@@ -48,9 +47,9 @@ class BackSlashToQuality(Method):
         ]
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
-        assert context.steps is not None, "a training to a quality leaves its steps"
+        assert context.quantizer is not None, "a training to a quality leaves its steps"
         options: dict[str, Any] = {"coder": "rans", "compressible": context.architecture.compressible}
-        quantizer = AllocatedQuantizer(context.steps, 0.0, "sensitivity")
+        quantizer = context.quantizer
         bits = rdo.save_compressed(model, None, quantizer=quantizer, **options).bits_per_parameter
         rdo.save_compressed(model, path, quantizer=replace(quantizer, bits=round(bits, 3)), **options)
         return {}

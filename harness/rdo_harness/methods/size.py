@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from torch import nn
 
 import rdo
 from rdo.errors import ConfigError
-from rdo.quantizers import AllocatedQuantizer
+from rdo_harness.config import later
 from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.methods.pruning import check_sparsities, prune_tensors
 from rdo_harness.rate_settings import RateSettings
@@ -27,6 +27,8 @@ class SizeTraining(Method):
         pressure: length of the rate's gradient relative to the loss's; 0 for no rate term.
         allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
         compensated: whether the first rounding is compensated, as by GPTQ.
+        coders: registered names; each tensor gets the one that takes fewest bytes. With "context" among them rows or
+            columns of matrices have steps of their own.
         start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
         distilled: share of the loss that asks for the answers of the normally trained model, which costs one more
             forward pass a step.
@@ -41,6 +43,7 @@ class SizeTraining(Method):
     start: float | str = 0.0
     compensated: bool = False
     distilled: float = 0.0
+    coders: tuple[str, ...] = later(("rans",))
     sparsities: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
@@ -64,6 +67,7 @@ class SizeTraining(Method):
                     start=None if self.start == "decayed" else self.start,  # None in what is published
                     compensated=self.compensated,
                     distilled=self.distilled,
+                    coders=self.coders,
                     revision=2 if self.start == "settled" else 1,  # decided after 40 steps at first, then 20
                 ),
                 quantizer=None,
@@ -76,11 +80,11 @@ class SizeTraining(Method):
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
         assert point.rate is not None
         assert point.rate.bits is not None
-        assert context.steps is not None, "a training to a size leaves its steps"
+        assert context.quantizer is not None, "a training to a size leaves its steps"
         prune_tensors(model, point.sparsity, context.architecture)
-        quantizer = AllocatedQuantizer(context.steps, point.rate.bits, "sensitivity")
+        quantizer = replace(context.quantizer, bits=point.rate.bits)
         rdo.save_compressed(
-            model, path, quantizer=quantizer, coder="rans", compressible=context.architecture.compressible
+            model, path, quantizer=quantizer, coder=point.rate.coders, compressible=context.architecture.compressible
         )
         return {}
 

@@ -114,12 +114,19 @@ def proximal_step(
     return total, sums
 
 
-def keep_and_round(weights: Sequence[Tensor], kept: Sequence[Tensor], steps: Tensor) -> Tensor:
+def keep_and_round(
+    weights: Sequence[Tensor], kept: Sequence[Tensor], steps: Sequence[Tensor], apart: Sequence[int]
+) -> Tensor:
     """Copy weights to ``kept`` and round them in place; the moments of what is kept, float64 [T, 5]."""
-    for weight, copy, step in zip(weights, kept, steps.unbind(), strict=True):
-        for block, own in aligned_blocks(weight.detach(), copy):
-            own.copy_(block)
-            round_block(own, step, block)
+    for weight, copy, step, between in zip(weights, kept, steps, apart, strict=True):
+        if step.numel() == 1:
+            for block, own in aligned_blocks(weight.detach(), copy):
+                own.copy_(block)
+                round_block(own, step.reshape(()), block)
+        elif weight.numel():
+            copy.copy_(weight.detach())
+            each = step.reshape(-1).repeat_interleave(between).repeat(weight.numel() // (between * step.numel()))
+            round_block(copy, each.reshape(weight.shape), weight.detach())
     return moments(kept)
 
 

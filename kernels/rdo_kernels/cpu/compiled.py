@@ -76,10 +76,14 @@ def proximal_step(
     return _run("shrink", weights, seconds, laws, 1, written=weights)
 
 
-def keep_and_round(weights: Sequence[Tensor], kept: Sequence[Tensor], steps: Tensor) -> Tensor:
+def keep_and_round(
+    weights: Sequence[Tensor], kept: Sequence[Tensor], steps: Sequence[Tensor], apart: Sequence[int]
+) -> Tensor:
     chunks = chunks_of(weights)
-    sums, settings = np.empty((len(chunks), 4)), steps.to(torch.float64).reshape(-1, 1).numpy()
-    pool.run("keep_and_round", chunks, address_table([weights, kept]), settings=settings, sums=sums)
+    counts = [step.numel() for step in steps]
+    places = np.column_stack([address_table([weights, kept, steps]).reshape(-1, 3), counts, apart]).astype(np.int64)
+    sums = np.empty((len(chunks), 4))
+    pool.run("keep_and_round", chunks, places, sums=sums)
     torch.autograd.graph.increment_version([*weights, *kept])
     return _moments(sums, chunks, weights)
 

@@ -234,10 +234,38 @@ def shrink(chunks, addresses, laws, preconditioned, bits, sums):  # type: ignore
 
 
 @njit(**_OPTIONS)
-def keep_and_round(chunks, addresses, settings, sums):  # type: ignore[no-untyped-def]
-    """Copy the weights to the other tensor and round them to multiples of ``settings`` (a step); sums of the copies."""
+def _round_each(weights, steps, first, apart, own):  # type: ignore[no-untyped-def]
+    """Round to multiples of steps in turn, of which the next follows ``apart`` weights later; ``own`` is a buffer."""
+    place = (first // apart) % steps.size
+    left, done = apart - first % apart, 0
+    while done < weights.size:
+        if apart == 1:
+            count = min(steps.size - place, weights.size - done)
+            for i in range(count):
+                own[done + i] = steps[place + i]
+            place = 0
+        else:
+            count = min(left, weights.size - done)
+            for i in range(count):
+                own[done + i] = steps[place]
+            place = (place + 1) % steps.size
+            left = apart
+        done += count
+    for i in range(weights.size):
+        weights[i] = np.rint(weights[i] / own[i]) * own[i]
+
+
+@njit(**_OPTIONS)
+def keep_and_round(chunks, addresses, sums):  # type: ignore[no-untyped-def]
+    """Copy the weights to the other tensor and round them to multiples of their steps; sums of the copies.
+
+    Columns of ``addresses`` are those of the two tensors and of the steps, the number of steps, and how many weights
+    lie between one and the next.
+    """
+    own = np.empty(_RUN, np.float32)
     for row in range(chunks.shape[0]):
-        step = float32(settings[chunks[row, TENSOR], 0])
+        tensor, first = chunks[row, TENSOR], chunks[row, FIRST]
+        steps, apart = carray(float32_at(addresses[tensor, 2]), addresses[tensor, 3]), addresses[tensor, 4]
         weights, kept = _at(chunks, addresses, row, 0), _at(chunks, addresses, row, 1)
         sums[row] = 0.0
         for begin in range(0, weights.size, _RUN):
@@ -245,7 +273,10 @@ def keep_and_round(chunks, addresses, settings, sums):  # type: ignore[no-untype
             for i in range(run.size):
                 copies[i] = run[i]
             _add_sums(copies, sums[row])
-            _round(run, step)
+            if steps.size == 1:
+                _round(run, steps[0])
+            else:
+                _round_each(run, steps, first + begin, apart, own)
 
 
 @njit(**_OPTIONS)
@@ -330,6 +361,6 @@ def work(pointer):  # type: ignore[no-untyped-def]
         elif action == _SHRINK:
             shrink(chunks[one], addresses, laws, option != 0, bits[one], sums[one])
         elif action == _KEEP_AND_ROUND:
-            keep_and_round(chunks[one], addresses, settings, sums[one])
+            keep_and_round(chunks[one], addresses, sums[one])
         else:
             adamw(chunks[one], addresses, settings, laws, option, bits[one], sums[one])
