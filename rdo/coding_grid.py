@@ -83,7 +83,7 @@ class CodingGrid:
     def all_steps(self) -> list[Tensor]:
         """The steps as kernels take them, in one piece of memory until the next call: float32 [], [R] or [1, C]."""
         torch.mul(self.steps[self._tensor_of], self._factors, out=self._each)
-        pieces = self._each.split([size.numel() for size in self._sizes])
+        pieces = torch.split(self._each, [size.numel() for size in self._sizes])
         return [piece.view(size) for piece, size in zip(pieces, self._sizes, strict=True)]
 
     @property

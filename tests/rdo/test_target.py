@@ -243,6 +243,24 @@ def test_rounding_begins_early_if_sensitivities_have_settled(turn: int, start: i
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_one_odd_batch_is_no_change_of_sensitivities() -> None:
+    """It makes the halves differ, but even and odd steps by as much."""
+    model = Two(1000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    handle = rdo.attach(optimizer, model, bits_per_parameter=6.0, verbose=False)
+    assert isinstance(handle, TargetAttachment)
+    for step in range(MEASURED_STEPS):
+        optimizer.param_groups[0]["lr"] = 0.0 if step == 0 else 0.01
+        inputs, labels = batch(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        if step == 3:
+            assert model.first.weight.grad is not None
+            model.first.weight.grad *= 20.0
+        optimizer.step()
+    assert handle.target.measurement.start == MEASURED_STEPS
+
+
 def test_a_model_in_its_warm_up_is_not_taken_for_settled_before_it_moves() -> None:
     """As long as the learning rate rises and all gradients point the same way, another look is taken."""
     model = Two(1_000_000)

@@ -198,9 +198,9 @@ def rows_and_columns_are_rounded_to_their_steps(device: torch.device, backend: s
         matrices += [weights(3 * 40 * 900, device, kind).reshape(3, 40, 900), weights(7, device, kind).reshape(7, 1)]
         generator = torch.Generator().manual_seed(1)
         steps = [0.001 + 0.1 * torch.rand(count, generator=generator).to(device) for count in (101, 1, 900, 7)]
-        for shape in ((101, 1), (1, 1303)):
-            own = 0.001 + 0.1 * torch.rand(max(shape), generator=generator).to(device)
-            several = [own.reshape(shape) if shape[0] == 1 else own, steps[1][0], steps[2].reshape(1, -1), steps[3]]
+        for count, shape in ((101, (101, 1)), (1303, (1, 1303))):
+            own = 0.001 + 0.1 * torch.rand(count, generator=generator).to(device)
+            several = [own.reshape(shape) if count == 1303 else own, steps[1][0], steps[2].reshape(1, -1), steps[3]]
             before, tensors = matrices, [matrix.clone() for matrix in matrices]
             kept = [torch.full_like(tensor, math.inf) for tensor in tensors]
             found = rdo_kernels.keep_and_round(tensors, kept, several, backend=backend)
