@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from rdo.channel_sensitivity import ChannelSensitivity
+from rdo.channels import ChannelSteps
 from rdo.errors import ConfigError
 
 
@@ -22,11 +24,13 @@ class Calibration:
         inputs: for matrices that multiply activations, the mean of x x^T over all activations x: float32 [in, in].
             Its rows and columns are those of the matrix's last axis, or its first where ``transposed`` names it.
         transposed: matrices stored as [in, out], as GPT-2's are.
+        channels: steps of rows or columns relative to their tensor's, of those tensors in which they save bits.
     """
 
     sensitivity: dict[str, float]
     inputs: dict[str, Tensor]
     transposed: frozenset[str]
+    channels: dict[str, ChannelSteps]
 
 
 def steps_by_sensitivity(sensitivity: Sequence[float]) -> list[float]:
@@ -113,7 +117,7 @@ def calibrate(
     wanted = set(names)
     parameters = {name: p for name, p in model.named_parameters() if name in wanted}
     recorder = InputRecorder(model, parameters)
-    squares = dict.fromkeys(parameters, 0.0)
+    squares, within = dict.fromkeys(parameters, 0.0), ChannelSensitivity(parameters)
     seen = 0
     try:
         for batch in batches:
@@ -122,13 +126,15 @@ def calibrate(
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
                     squares[name] += float(torch.linalg.vector_norm(parameter.grad)) ** 2 / parameter.numel()
+            within.add()
             seen += 1
     finally:
         model.zero_grad(set_to_none=True)
         inputs = recorder.stop()
     if not seen:
         raise ConfigError("calibration needs at least one batch")
-    return Calibration({name: value / seen for name, value in squares.items()}, inputs, frozenset(recorder.transposed))
+    sensitivity = {name: value / seen for name, value in squares.items()}
+    return Calibration(sensitivity, inputs, frozenset(recorder.transposed), within.steps())
 
 
 def _multiplies(module: nn.Module) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rdo.channels import Axis, ChannelSteps, channels
+from rdo.coders import EntropyCoder, make_coders
+from rdo.coders.context import Context
 
 _REACH = 4
 """Half octaves from the step of a tensor to the finest and the coarsest of its rows or columns. The squared gradient
@@ -86,6 +88,12 @@ class ChannelSensitivity:
         for name, (rows, columns) in state.items():
             device = self._weights[name].device
             self._sums[name] = (rows.to(device, torch.float64), columns.to(device, torch.float64))
+
+
+def tells_channels(coder: EntropyCoder | str | Sequence[EntropyCoder | str]) -> bool:
+    """Whether one of the coders learns what row and column a symbol is in: the others have one table for a tensor, and
+    what rows differ in would cost them more than finer steps save."""
+    return any(isinstance(each, Context) for each in make_coders(coder))
 
 
 def _relative(squares: Tensor) -> Tensor | None:

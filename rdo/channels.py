@@ -55,6 +55,10 @@ class ChannelSteps:
         steps = steps_of(self.base, self.exponents)
         return steps if self.axis == "rows" else steps.unsqueeze(0)
 
+    def over(self, size: torch.Size) -> Tensor:
+        """The steps such that they broadcast over a tensor of this size: float32 [..., 1] or [1, columns]."""
+        return self.tensor().view(*size[:-1], 1) if self.axis == "rows" else self.tensor()
+
 
 def steps_of(base: float, exponents: Tensor) -> Tensor:
     """Steps of exponents, int8 [n] from -8 to 7: float32 [n], whatever the base."""

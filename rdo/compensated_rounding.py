@@ -10,18 +10,19 @@ a bit is worth: mu follows from the step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import rdo_kernels
-from rdo.calibration import Calibration, calibrate, steps_by_sensitivity
+from rdo.calibration import calibrate, steps_by_sensitivity
+from rdo.channels import ChannelSteps
 from rdo.checkpoint.writer import is_compressible
 from rdo.coding_grid import CodingGrid, bits_of_counts
-from rdo.compensation import compensate, compensation_factor
+from rdo.compensation import compensate, compensation_factor, in_steps
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 
@@ -32,10 +33,14 @@ _FINE_BITS = 7.0
 
 @dataclass(frozen=True)
 class Rounded:
-    """A model's weights as integers, by name: float32, and of the weights' sizes; and their steps."""
+    """A model's weights as integers, by name: float32, and of the weights' sizes; and their steps.
+
+    ``channels`` has the steps of those whose rows or columns have their own; for these ``steps`` has the base.
+    """
 
     symbols: dict[str, Tensor]
     steps: dict[str, float]
+    channels: dict[str, ChannelSteps]
 
     def entropy_bits(self) -> float:
         """Order-0 entropy tensor by tensor, in bits a weight."""
@@ -43,10 +48,10 @@ class Rounded:
         return total / sum(symbols.numel() for symbols in self.symbols.values())
 
     def weight(self, name: str) -> Tensor:
-        """Symbols times their step, as a decoder makes them; float32."""
+        """Symbols times their steps, as a decoder makes them; float32."""
         symbols = self.symbols[name]
-        step = torch.tensor(self.steps[name], device=symbols.device)
-        [values] = rdo_kernels.dequantize([symbols.to(torch.int32)], [step])
+        steps = self.channels[name].tensor() if name in self.channels else torch.tensor(self.steps[name])
+        [values] = rdo_kernels.dequantize([symbols.to(torch.int32)], [steps.to(symbols.device)])
         return values.view(symbols.shape)
 
     @torch.no_grad()
@@ -57,7 +62,8 @@ class Rounded:
 
     def quantizer(self, bits: float) -> AllocatedQuantizer:
         """The steps, for ``save_compressed``: it gives the weights these symbols."""
-        return AllocatedQuantizer(self.steps, bits, "sensitivity")
+        single = {name: step for name, step in self.steps.items() if name not in self.channels}
+        return AllocatedQuantizer(single, bits, "sensitivity", channels=self.channels)
 
 
 class CompensatedRounding:
@@ -70,6 +76,8 @@ class CompensatedRounding:
         batches, loss: calibration data, as for :func:`rdo.calibration.calibrate`.
         price: what a bit counts in units of its worth at high rates; 0 rounds for the loss alone.
         compressible: which parameters to round; default those that ``save_compressed`` codes.
+        channels: whether rows or columns have steps of their own where that saves bits; for a coder that tells them
+            apart (:func:`rdo.channel_sensitivity.tells_channels`).
 
     Attributes:
         weights: as they were, by name; float32.
@@ -86,6 +94,7 @@ class CompensatedRounding:
         *,
         price: float = 0.0,
         compressible: Callable[[str, Tensor], bool] | None = None,
+        channels: bool = False,
     ) -> None:
         choose = compressible or is_compressible
         chosen = {name: p for name, p in model.named_parameters() if choose(name, p)}
@@ -94,9 +103,14 @@ class CompensatedRounding:
         self._price = price
         self._measured = calibrate(model, batches, loss, list(chosen))
         self.weights = {name: weight.detach().to(torch.float32).clone() for name, weight in chosen.items()}
-        self._factors = {name: compensation_factor(matrix) for name, matrix in self._measured.inputs.items()}
+        own = self._measured.channels if channels else {}
+        self._factors = {}
+        for name, inputs in self._measured.inputs.items():
+            steps = own[name].over(chosen[name].shape).to(inputs.device) if name in own else inputs.new_ones(())
+            turned = name in self._measured.transposed and steps.ndim
+            self._factors[name] = compensation_factor(in_steps(inputs, steps.T if turned else steps))
         relative = steps_by_sensitivity([self._measured.sensitivity[name] for name in chosen])
-        self._grid = CodingGrid(list(chosen), list(self.weights.values()), relative)
+        self._grid = CodingGrid(list(chosen), list(self.weights.values()), relative, channels=own)
 
     def search(self, goal: float, measure: Callable[[Rounded], float]) -> Rounded:
         """The finest rounding that measures at most ``goal``, met within 0.2 % from below.
@@ -152,25 +166,25 @@ class CompensatedRounding:
 
     def _at(self, octaves: float) -> Rounded:
         steps = dict(zip(self._grid.names, self._grid.steps_after(octaves).tolist(), strict=True))
-        symbols = {
-            name: _rounded(name, weight, steps[name], self._factors, self._measured, self._price)
-            for name, weight in self.weights.items()
-        }
-        return Rounded(symbols, steps)
+        channels = {name: replace(own, base=steps[name]) for name, own in self._grid.channels.items()}
+
+        def symbols_of(name: str, weight: Tensor) -> Tensor:
+            each = channels[name].over(weight.shape).to(weight.device) if name in channels else steps[name]
+            turned = name in self._measured.transposed
+            return _rounded(weight / each, self._factors.get(name), turned, self._price)
+
+        return Rounded({name: symbols_of(name, weight) for name, weight in self.weights.items()}, steps, channels)
 
 
-def _rounded(
-    name: str, weight: Tensor, step: float, factors: Mapping[str, Tensor], measured: Calibration, price: float
-) -> Tensor:
-    """Symbols of a tensor, float32 and of its size."""
-    nearest = (weight / step).round()
-    lengths = _code_lengths(nearest)
+def _rounded(scaled: Tensor, factor: Tensor | None, turned: bool, price: float) -> Tensor:
+    """Symbols of a tensor in units of its steps, float32 and of its size; compensated if a factor is given."""
+    lengths = _code_lengths(scaled.round())
     mu = price * 2.0 * math.log(2.0) / 12.0  # of a squared error of 1 = step^2
-    if name not in factors:
-        return _cheaper(weight / step, lengths, mu)
-    matrix = weight.T if name in measured.transposed else weight
-    symbols, _ = compensate(matrix / step, factors[name], lambda values, counts: _cheaper(values, lengths, mu / counts))
-    return (symbols.T if name in measured.transposed else symbols).contiguous()
+    if factor is None:
+        return _cheaper(scaled, lengths, mu)
+    matrix = scaled.T if turned else scaled
+    symbols, _ = compensate(matrix, factor, lambda values, counts: _cheaper(values, lengths, mu / counts))
+    return (symbols.T if turned else symbols).contiguous()
 
 
 def _cheaper(values: Tensor, lengths: Tensor, mu: float) -> Tensor:

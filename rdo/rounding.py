@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rdo.channel_sensitivity import tells_channels
 from rdo.checkpoint import save_compressed
 from rdo.checkpoint.writer import Coder
 from rdo.compensated_rounding import CompensatedRounding, Rounded
@@ -61,7 +62,8 @@ def round_to_size(
         bits_per_parameter: ``8 * file_bytes / parameters``, the whole file over all stored parameters; met within 0.2 %
             from below, by the sizes of whole files.
         batches, loss, price, compressible: see :class:`rdo.compensated_rounding.CompensatedRounding`.
-        coder, raw_dtype: as for ``save_compressed``, which is to be given the same.
+        coder, raw_dtype: as for ``save_compressed``, which is to be given the same. With ``"context"`` among several,
+            rows or columns have steps of their own.
 
     Returns:
         The steps, for ``save_compressed``.
@@ -69,7 +71,10 @@ def round_to_size(
     Raises:
         ConfigError: nothing to round, no calibration data, or no steps give this size. The model is as it was then.
     """
-    rounding = CompensatedRounding(model, batches, loss, price=price, compressible=compressible)
+    coder = coder if coder is not None else "rans"
+    rounding = CompensatedRounding(
+        model, batches, loss, price=price, compressible=compressible, channels=tells_channels(coder)
+    )
 
     def measure(rounded: Rounded) -> float:
         rounded.fill(model)
@@ -93,6 +98,7 @@ def round_to_loss(
     *,
     price: float = 0.0,
     compressible: Callable[[str, Tensor], bool] | None = None,
+    coder: Coder | Sequence[Coder] = "rans",
 ) -> AllocatedQuantizer:
     """Round a trained model's weights in place, as coarsely as a loss allows: the smallest file of this quality.
 
@@ -100,6 +106,7 @@ def round_to_loss(
         increase: of the mean loss on the held-out batches, relative to that of the model as it is; 0.01 for 1 %.
         batches, loss, price, compressible: see :class:`rdo.compensated_rounding.CompensatedRounding`.
         held_out: batches that are not among those.
+        coder: as for :func:`round_to_size`.
 
     Returns:
         The steps, for ``save_compressed``.
@@ -109,7 +116,9 @@ def round_to_loss(
     """
     if not held_out or not 0.0 < increase < math.inf:
         raise ConfigError(f"give held-out batches and a positive increase, got {len(held_out)} and {increase:g}")
-    rounding = CompensatedRounding(model, batches, loss, price=price, compressible=compressible)
+    rounding = CompensatedRounding(
+        model, batches, loss, price=price, compressible=compressible, channels=tells_channels(coder)
+    )
     most = (1.0 + increase) * mean_loss(model, held_out, loss)
 
     def allowed(rounded: Rounded) -> bool:

@@ -24,11 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from rdo.allocation import nearest_below
+from rdo.channel_sensitivity import tells_channels
 from rdo.channels import channels_of
 from rdo.checkpoint import CheckpointInfo
 from rdo.checkpoint.writer import Coder
-from rdo.coders import make_coders
-from rdo.coders.context import Context
 from rdo.coding_grid import CodingGrid
 from rdo.compensation import compensate_weights
 from rdo.constraint import RateConstraint
@@ -115,7 +114,7 @@ class SizeTarget:
                 'target_options={"compensated": False}'
             )
         if channels is None:
-            channels = allocation == "sensitivity" and _knows_channels(coder) and not constraint.shards.sharded
+            channels = allocation == "sensitivity" and tells_channels(coder) and not constraint.shards.sharded
         elif channels and constraint.shards.sharded:
             raise ConfigError("rows and columns of sharded parameters have no steps of their own; give channels=False")
         elif channels and allocation != "sensitivity":
@@ -311,8 +310,3 @@ class SizeTarget:
         named = zip(self._constraint.names, self._constraint.parameters, self._shards.parts(), strict=True)
         masters = {name: placed_as(parameter, part.detach().clone()) for name, parameter, part in named}
         return {"relative": None, "finest": None, "channels": {}, "octaves": 0.0, "masters": masters}
-
-
-def _knows_channels(coder: Coder | Sequence[Coder]) -> bool:
-    """Whether one of the coders tells rows and columns apart."""
-    return any(isinstance(each, Context) for each in make_coders(coder))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rdo.channels import ChannelSteps
 from rdo.checkpoint import save_compressed
 from rdo.compensated_rounding import CompensatedRounding, Rounded
 from rdo.errors import ConfigError, DataError
@@ -36,6 +37,7 @@ class CalibratedModel:
         tensors: what is stored in it, by name.
         text: UTF-8; for a classifier one example a line.
         hold_out: keep every fourth passage for :meth:`to_loss`.
+        channels: see :class:`rdo.compensated_rounding.CompensatedRounding`.
 
     Raises:
         ConfigError: the model is neither, or its weights have other names than those stored.
@@ -43,7 +45,14 @@ class CalibratedModel:
     """
 
     def __init__(
-        self, source: Path, tensors: dict[str, Tensor], text: Path, progress: Progress, *, hold_out: bool = False
+        self,
+        source: Path,
+        tensors: dict[str, Tensor],
+        text: Path,
+        progress: Progress,
+        *,
+        hold_out: bool = False,
+        channels: bool = False,
     ) -> None:
         reader = local_model(source, _WINDOW)
         if hold_out and isinstance(reader, HuggingFaceClassifier):
@@ -62,6 +71,7 @@ class CalibratedModel:
             _counted(shown, progress),
             self._loss,
             compressible=lambda name, weight: weight.ndim >= 2 and name in self._stored,
+            channels=channels,
         )
 
     def to_size(self, bits: float, **options: Any) -> tuple[dict[str, Tensor], AllocatedQuantizer]:
@@ -111,12 +121,16 @@ class CalibratedModel:
     def _filled(self, rounded: Rounded, bits: float) -> tuple[dict[str, Tensor], AllocatedQuantizer]:
         result: dict[str, Tensor] = dict(self._tensors)
         steps: dict[str, float] = {}
+        channels: dict[str, ChannelSteps] = {}
         for name, step in rounded.steps.items():
             copies = self._stored[name]
             value = rounded.weight(name).to(self._tensors[copies[0]].dtype)
             result |= dict.fromkeys(copies, value)  # tied ones stay one tensor
-            steps |= dict.fromkeys(copies, step)
-        return result, AllocatedQuantizer(steps, bits, "sensitivity")
+            if name in rounded.channels:
+                channels |= dict.fromkeys(copies, rounded.channels[name])
+            else:
+                steps |= dict.fromkeys(copies, step)
+        return result, AllocatedQuantizer(steps, bits, "sensitivity", channels=channels)
 
 
 class _Loss:

@@ -222,12 +222,14 @@ def _allocated(tensors: dict[str, torch.Tensor], arguments: argparse.Namespace, 
 def _calibrated(
     tensors: dict[str, torch.Tensor], arguments: argparse.Namespace, options: dict[str, Any]
 ) -> tuple[dict[str, torch.Tensor], AllocatedQuantizer]:
+    from rdo.channel_sensitivity import tells_channels
     from rdo_harness.calibrated import CalibratedModel
     from rdo_harness.progress_bar import progress_bar
 
     with progress_bar() as progress:
         to_loss = arguments.max_loss is not None
-        model = CalibratedModel(arguments.source, tensors, arguments.calibration, progress, hold_out=to_loss)
+        read = {"hold_out": to_loss, "channels": tells_channels(options["coder"] or "rans")}
+        model = CalibratedModel(arguments.source, tensors, arguments.calibration, progress, **read)
         return model.to_loss(arguments.max_loss) if to_loss else model.to_size(arguments.bits, **options)
 
 
