@@ -30,7 +30,8 @@ class RateSettings:
         increase: instead of both a quality: how far validation cross entropy may be above that of normal training, as a
             share of it.
         start: share of the steps before the loss sees rounded weights, None for "decayed", or "settled".
-        coders: registered names, of what the size is counted with; of :class:`rdo.target.SizeTarget` as well.
+        coders: registered names, of what the size is counted with, and whether rows or columns have steps of their own
+            where the coders tell them apart: of :class:`rdo.target.SizeTarget` as well.
         distilled: share of the loss that asks for the answers of the normally trained model.
         revision: raised where the same settings come to train another model than before.
     """
@@ -52,6 +53,7 @@ class RateSettings:
     increase: float | None = later(None)
     distilled: float = later(0.0)
     coders: tuple[str, ...] = later(("rans",))
+    channels: bool = later(True)
 
     def describe(self) -> str:
         """A few words for progress lines."""
@@ -103,6 +105,7 @@ def attach(
                 "allocation": rate.allocation,
                 "compensated": rate.compensated,
                 "coder": rate.coders,
+                "channels": None if rate.channels else False,
                 "start": round(rate.start * steps) if isinstance(rate.start, float) else rate.start or "decayed",
             },
         )

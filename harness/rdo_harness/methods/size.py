@@ -27,8 +27,8 @@ class SizeTraining(Method):
         pressure: length of the rate's gradient relative to the loss's; 0 for no rate term.
         allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
         compensated: whether the first rounding is compensated, as by GPTQ.
-        coders: registered names; each tensor gets the one that takes fewest bytes. With "context" among them rows or
-            columns of matrices have steps of their own.
+        coders: registered names; each tensor gets the one that takes fewest bytes.
+        channels: with "context" among these, whether rows or columns of matrices have steps of their own.
         start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
         distilled: share of the loss that asks for the answers of the normally trained model, which costs one more
             forward pass a step.
@@ -44,6 +44,7 @@ class SizeTraining(Method):
     compensated: bool = False
     distilled: float = 0.0
     coders: tuple[str, ...] = later(("rans",))
+    channels: bool = later(True)
     sparsities: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
@@ -68,6 +69,7 @@ class SizeTraining(Method):
                     compensated=self.compensated,
                     distilled=self.distilled,
                     coders=self.coders,
+                    channels=self.channels,
                     revision=2 if self.start == "settled" else 1,  # decided after 40 steps at first, then 20
                 ),
                 quantizer=None,
