@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +22,10 @@ from rdo.errors import ConfigError
 from rdo.quality import QualityTarget
 from rdo.quantizers import AllocatedQuantizer
 from rdo.rate_report import RateReport
+from rdo.selection import Selection, covers, describe
 from rdo.sharding import is_main_process
 from rdo.target import DEFAULT_PRESSURE, SizeTarget
 from rdo.together import Together
-
-Selection = Literal["matrices", "all"] | Callable[[str, Tensor], bool]
 
 
 class Attachment:
@@ -217,9 +215,7 @@ def attach(
     optimizers = Together([innermost(each) for each in (optimizer if isinstance(optimizer, Sequence) else [optimizer])])
     updated = _parameters_of(optimizers)
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) in updated]
-    chosen = [
-        (name, p) for name, p in trainable if p.numel() and p.is_floating_point() and _covers(parameters, name, p)
-    ]
+    chosen = [(name, p) for name, p in trainable if p.numel() and p.is_floating_point() and covers(parameters, name, p)]
     if not chosen:
         total = sum(1 for _ in model.named_parameters())
         raise ConfigError(
@@ -277,29 +273,3 @@ def innermost(optimizer: Optimizer) -> Optimizer:
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer
-
-
-def describe(constraint: RateConstraint, trainable: Sequence[tuple[str, Tensor]]) -> str:
-    """Which parameters a constraint covers and what share of the trainable weights that is, as lines of text."""
-    total = sum(parameter.numel() for _, parameter in trainable)
-    groups: dict[tuple[str, tuple[int, ...]], int] = {}
-    for name, parameter in zip(constraint.names, constraint.parameters, strict=True):
-        key = (re.sub(r"\d+", "*", name), tuple(parameter.shape))
-        groups[key] = groups.get(key, 0) + 1
-    lines = [
-        f"rdo: {constraint.apply} rate constraint, {constraint.entropy_model.name}, covers {len(constraint.names)} of "
-        f"{len(trainable)} parameters, {constraint.count:,} of {total:,} weights ({constraint.count / total:.1%})"
-    ]
-    for (name, size), count in groups.items():
-        lines.append(f"  {count:3d} x {name} {list(size)}")
-    return "\n".join(lines)
-
-
-def _covers(selection: Selection, name: str, parameter: Tensor) -> bool:
-    if callable(selection):
-        return selection(name, parameter)
-    if selection not in ("matrices", "all"):
-        raise ConfigError(
-            f"parameters must be 'matrices', 'all' or a function of name and parameter; got {selection!r}"
-        )
-    return selection == "all" or parameter.ndim >= 2

@@ -202,6 +202,19 @@ class CodingGrid:
             self.moments, self._rounded = None, True
 
 
+def blank_state(names: Sequence[str], parameters: Sequence[Tensor]) -> dict[str, object] | None:
+    """The state of a grid that is not made yet; None unless its parameters are sharded.
+
+    A distributed checkpoint is loaded into what is there already.
+    """
+    shards = Shards(list(names), list(parameters))
+    if not shards.sharded:
+        return None
+    held = zip(names, parameters, shards.parts(), strict=True)
+    masters = {name: placed_as(parameter, part.detach().clone()) for name, parameter, part in held}
+    return {"relative": None, "finest": None, "channels": {}, "octaves": 0.0, "masters": masters}
+
+
 def bits_of_counts(counts: Tensor) -> Tensor:
     """Bits of the symbols counted in the rows of int64 [T, K], each row under its own ideal code; float64 []."""
     values = counts.to(torch.float64)

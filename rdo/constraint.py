@@ -20,14 +20,7 @@ from rdo.control import Constant, Schedule, factors_by_name
 from rdo.entropy import EntropyModel, entropy_model_from_config
 from rdo.errors import ConfigError
 from rdo.fitted_law import FittedLaw
-from rdo.optimizer_state import (
-    LearningRates,
-    OptimizerLike,
-    gradient_scale,
-    may_initialise,
-    preconditioners_of,
-    will_skip,
-)
+from rdo.optimizer_state import LearningRates, OptimizerLike, gradient_scale, preconditioners_of, takes_none
 from rdo.quantizers import Quantizer
 from rdo.rate_report import RateReport
 from rdo.sharding import Shards
@@ -138,10 +131,8 @@ class RateConstraint:
         return self.law.fit(self.step)
 
     def skips(self, optimizer: OptimizerLike) -> bool:
-        """Whether the step to come is none: a scaler's, or one that lets the optimizer's state come into being."""
-        return will_skip(optimizer) or (
-            may_initialise(optimizer) and not self.shards.any(p.grad for p in self.parameters)
-        )
+        """Whether the step to come is none (:func:`rdo.optimizer_state.takes_none`)."""
+        return takes_none(optimizer, lambda: self.shards.any(p.grad for p in self.parameters))
 
     @torch.no_grad()
     def before_step(self, optimizer: OptimizerLike) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from torch import nn
 from rdo.checkpoint import CheckpointInfo, save_compressed
 from rdo.checkpoint.writer import Coder
 from rdo.checkpoint.writers import owners_of
+from rdo.errors import ConfigError
 from rdo.quantizers import Quantizer
 
 
@@ -39,6 +41,19 @@ class ModelFile:
         owners = owners_of(state)
         self.parameters: int = sum(state[owner].numel() for owner in set(owners.values()))
         self._coded = {owners[name] for name in names}
+
+    def budget_bytes(self, bits_per_parameter: float | None, size_mb: float | None) -> float:
+        """The bytes of a file of a size, which is given in one of two units.
+
+        Raises:
+            ConfigError: it is given in none or both, or is no positive number.
+        """
+        if (bits_per_parameter is None) == (size_mb is None):
+            raise ConfigError("give either bits_per_parameter or size_mb")
+        asked = bits_per_parameter if bits_per_parameter is not None else size_mb
+        if asked is None or not 0.0 < asked < math.inf:
+            raise ConfigError(f"a size must be a positive number, got {asked}")
+        return asked * (1e6 if size_mb is not None else self.parameters / 8)
 
     def write(self, quantizer: Quantizer, path: str | os.PathLike[str] | None = None) -> CheckpointInfo:
         """Write the model as it is to a path, or find out its size alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -39,6 +39,11 @@ def may_initialise(optimizer: OptimizerLike) -> bool:
     """
     rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
     return not optimizer.state and not any(isinstance(rate, Tensor) or rate for rate in rates)
+
+
+def takes_none(optimizer: OptimizerLike, any_gradient: Callable[[], bool]) -> bool:
+    """Whether the step to come is none: a scaler's, or one that lets the optimizer's state come into being."""
+    return will_skip(optimizer) or (may_initialise(optimizer) and not any_gradient())
 
 
 def gradient_scale(optimizer: OptimizerLike) -> float | Tensor:

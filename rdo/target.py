@@ -28,7 +28,7 @@ from rdo.channel_sensitivity import tells_channels
 from rdo.channels import channels_of
 from rdo.checkpoint import CheckpointInfo
 from rdo.checkpoint.writer import Coder
-from rdo.coding_grid import CodingGrid
+from rdo.coding_grid import CodingGrid, blank_state
 from rdo.compensation import compensate_weights
 from rdo.constraint import RateConstraint
 from rdo.errors import ConfigError
@@ -37,7 +37,7 @@ from rdo.model_file import ModelFile
 from rdo.optimizer_state import OptimizerLike
 from rdo.pressure import Pressure
 from rdo.quantizers import AllocatedQuantizer
-from rdo.sharding import has_replicas, is_main_process, placed_as
+from rdo.sharding import has_replicas, is_main_process
 
 Allocation = Literal["sensitivity", "scale", "equal"]
 DEFAULT_PRESSURE = 0.03
@@ -99,11 +99,6 @@ class SizeTarget:
         coder: Coder | Sequence[Coder] = "rans",
         raw_dtype: torch.dtype | None = None,
     ) -> None:
-        if (bits_per_parameter is None) == (size_mb is None):
-            raise ConfigError("give either bits_per_parameter or size_mb")
-        asked = bits_per_parameter if bits_per_parameter is not None else size_mb
-        if not 0.0 < float(asked or 0.0) < math.inf:
-            raise ConfigError(f"a size must be a positive number, got {asked}")
         if not 0.0 <= pressure < math.inf:
             raise ConfigError(f"pressure must be a number of 0 or more, got {pressure}")
         if allocation not in get_args(Allocation):
@@ -115,16 +110,15 @@ class SizeTarget:
             )
         if channels is None:
             channels = allocation == "sensitivity" and tells_channels(coder) and not constraint.shards.sharded
-        elif channels and constraint.shards.sharded:
-            raise ConfigError("rows and columns of sharded parameters have no steps of their own; give channels=False")
-        elif channels and allocation != "sensitivity":
-            raise ConfigError('steps of rows and columns go by their sensitivity: allocation="sensitivity"')
+        elif channels and (constraint.shards.sharded or allocation != "sensitivity"):
+            raise ConfigError(
+                'rows and columns have steps of their own with allocation="sensitivity" and where parameters are not '
+                "sharded; give channels=False"
+            )
         self._constraint, self._shards, self._allocation = constraint, constraint.shards, allocation
         self._file = ModelFile(model, constraint.names, coder=coder, raw_dtype=raw_dtype)
         self.parameters: int = self._file.parameters
-        self.budget_bytes: float = (
-            1e6 * size_mb if size_mb is not None else (bits_per_parameter or 0.0) * self.parameters / 8
-        )
+        self.budget_bytes: float = self._file.budget_bytes(bits_per_parameter, size_mb)
         self._pressure = Pressure(constraint, pressure) if constraint.lam_tensor is not None else None
         weights = dict(zip(constraint.names, constraint.parameters, strict=True))
         self.measurement = Measurement(model, weights, self._shards, start=start, inputs=compensated, channels=channels)
@@ -226,6 +220,7 @@ class SizeTarget:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, unrounded weights included: numbers, lists, and tensors by name."""
+        names, parameters = self._constraint.names, self._constraint.parameters
         return {
             "step": self.step,
             "budget_bytes": self.budget_bytes,
@@ -233,7 +228,7 @@ class SizeTarget:
             "entropy": float(self._entropy),
             "measurement": self.measurement.state_dict(),
             "pressure": None if self._pressure is None else self._pressure.state_dict(),
-            "grid": self._blank_grid() if self.grid is None else self.grid.state_dict(),
+            "grid": blank_state(names, parameters) if self.grid is None else self.grid.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -302,11 +297,3 @@ class SizeTarget:
             yield
         finally:
             grid.round()
-
-    def _blank_grid(self) -> dict[str, Any] | None:
-        """The state of a grid that is not made yet. A distributed checkpoint is loaded into what is there already."""
-        if not self._shards.sharded:
-            return None
-        named = zip(self._constraint.names, self._constraint.parameters, self._shards.parts(), strict=True)
-        masters = {name: placed_as(parameter, part.detach().clone()) for name, parameter, part in named}
-        return {"relative": None, "finest": None, "channels": {}, "octaves": 0.0, "masters": masters}

@@ -228,5 +228,5 @@ def test_a_coder_with_one_table_goes_without() -> None:
         train(model, optimizer, range(45))
         assert handle.target.grid is not None
         assert not handle.target.grid.channels
-    with pytest.raises(ConfigError, match="go by their sensitivity"):
+    with pytest.raises(ConfigError, match="give channels=False"):
         sized(channels=True, allocation="scale")
