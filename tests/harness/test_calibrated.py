@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import rdo
+from rdo.checkpoint import open_compressed
 from rdo_harness import cli
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -92,9 +93,13 @@ def compressed(source: Path, out: Path, *options: str, bits: float) -> dict[str,
     return rdo.load_compressed(out / "model.rdo")
 
 
-def test_a_language_model_loses_less_than_without_calibration(language_model: Path, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("coder", ["rans", "rans,context"])
+def test_a_language_model_loses_less_than_without_calibration(
+    language_model: Path, text: Path, tmp_path: Path, coder: str
+) -> None:
     losses = {}
-    for name, options in (("calibrated", ("--calibration", str(text))), ("alone", ())):
+    for name, calibrated in (("calibrated", ("--calibration", str(text))), ("alone", ())):
+        options = (*calibrated, "--coder", coder)
         state = compressed(language_model, tmp_path / name, *options, bits=3.5)
         assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
         assert cli.main(["decompress", str(tmp_path / name), str(tmp_path / f"{name}-plain")]) == 0
@@ -104,6 +109,9 @@ def test_a_language_model_loses_less_than_without_calibration(language_model: Pa
     original = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32).eval()
     best = float(loss_of(original, sentences(64, 10_002)).detach())
     assert losses["calibrated"] - best < 0.5 * (losses["alone"] - best)
+    with open_compressed(tmp_path / "calibrated/model.rdo") as file:
+        several = any(tensor.channels for tensor in file.info.tensors)
+    assert several == ("context" in coder), "steps of rows or columns"
 
 
 def test_the_smallest_file_that_a_loss_allows(language_model: Path, text: Path, tmp_path: Path) -> None:
