@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rdo.channels import Axis, ChannelSteps, channels
+from rdo.channels import AXES, Axis, ChannelSteps, channels
 from rdo.coders import EntropyCoder, make_coders
 from rdo.coders.context import Context
 
@@ -20,6 +20,8 @@ _COST_BITS = 4.0
 """Of a row or column in a file."""
 _WORTH = 0.02
 """Bits a weight that channels must save."""
+_GROUP_BITS = 1200.0
+"""And bits of the whole tensor, at least: about what a kind of tensors of their own takes in a file's header."""
 
 
 class ChannelSensitivity:
@@ -62,20 +64,12 @@ class ChannelSensitivity:
         """
         found = {}
         for name, sums in self._sums.items():
-            axes: tuple[Axis, Axis] = ("rows", "columns")
-            each = [_relative(squares) for squares in sums]
-            saved = [
-                -math.inf
-                if own is None
-                else _saved(own) - _COST_BITS * channels(self._weights[name].shape, axis) / self._weights[name].numel()
-                for own, axis in zip(each, axes, strict=True)
-            ]
-            best = saved.index(max(saved))
-            if saved[best] > _WORTH:
-                own = each[best]
-                assert own is not None
-                exponents = own.log2().neg().round().to(torch.int8).cpu()
-                found[name] = ChannelSteps(1.0, axes[best], exponents)
+            size = self._weights[name].shape
+            best = max((_candidate(squares, axis, size) for squares, axis in zip(sums, AXES, strict=True)), key=_bits)
+            if best.bits > max(_WORTH * size.numel(), _GROUP_BITS):
+                assert best.relative is not None
+                exponents = best.relative.log2().neg().round().to(torch.int8).cpu()
+                found[name] = ChannelSteps(1.0, best.axis, exponents)
         return found
 
     def state_dict(self) -> dict[str, list[Tensor]]:
@@ -96,13 +90,22 @@ def tells_channels(coder: EntropyCoder | str | Sequence[EntropyCoder | str]) -> 
     return any(isinstance(each, Context) for each in make_coders(coder))
 
 
-def _relative(squares: Tensor) -> Tensor | None:
-    """Squared gradients relative to their mean, no farther from it than steps can go; None if one is 0."""
+class _Candidate(NamedTuple):
+    """Squared gradients of rows or columns relative to their mean, and the bits that steps by them save."""
+
+    axis: Axis
+    relative: Tensor | None
+    bits: float
+
+
+def _candidate(squares: Tensor, axis: Axis, size: torch.Size) -> _Candidate:
     if not bool((squares > 0.0).all()):
-        return None
-    return (squares / squares.mean()).clamp(2.0**-_REACH, 2.0**_REACH)
+        return _Candidate(axis, None, -math.inf)
+    relative = (squares / squares.mean()).clamp(2.0**-_REACH, 2.0**_REACH)
+    # A weight at the same error, at high rates: half of the mean's logarithm less the logarithms' mean.
+    saved = 0.5 * float(relative.mean().log2() - relative.log2().mean())
+    return _Candidate(axis, relative, saved * size.numel() - _COST_BITS * channels(size, axis))
 
 
-def _saved(relative: Tensor) -> float:
-    """Bits a weight at the same error, at high rates: half of the mean's logarithm less the logarithms' mean."""
-    return 0.5 * float(relative.mean().log2() - relative.log2().mean())
+def _bits(candidate: _Candidate) -> float:
+    return candidate.bits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from rdo.errors import ConfigError
 
 Axis: TypeAlias = Literal["rows", "columns"]
+AXES: tuple[Axis, Axis] = ("rows", "columns")
 FINEST, COARSEST = -8, 7
 """Exponents, in half octaves: four bits in a file."""
 
@@ -36,7 +37,7 @@ class ChannelSteps:
     exponents: Tensor
 
     def __post_init__(self) -> None:
-        if self.axis not in get_args(Axis):
+        if self.axis not in AXES:
             raise ConfigError(f"axis must be 'rows' or 'columns', got {self.axis!r}")
         if self.exponents.dtype != torch.int8 or self.exponents.ndim != 1 or not self.exponents.numel():
             raise ConfigError("exponents must be int8 [n], and some")

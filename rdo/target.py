@@ -75,9 +75,9 @@ class SizeTarget:
             ``"decayed"``, when the learning rate has fallen to 0.4 of its peak, and 20 steps more; or ``"settled"``,
             after 20 steps if the model trains on at what it did before, else as ``"decayed"``.
         channels: whether rows or columns of a matrix have steps of their own, relative to the tensor's and by their own
-            mean squared gradient, where that saves bits. A coder with one table for a tensor cannot tell them apart: by
-            default they have if ``context`` is among the coders. Not for sharded parameters.
-        coder, raw_dtype: as for ``save_compressed``; what the size is counted with.
+            mean squared gradient, where that saves bits. By default if ``context`` is among the coders: one table for a
+            tensor cannot tell them apart. Not for sharded parameters.
+        coder, raw_dtype: as for ``save_compressed``; what the size is counted with. A GPU decodes ``"rans"`` itself.
 
     Raises:
         ConfigError: not exactly one size was given, or one that cannot be had; or ``compensated`` or ``channels`` for
@@ -96,7 +96,7 @@ class SizeTarget:
         compensated: bool = True,
         start: Start = "settled",
         channels: bool | None = None,
-        coder: Coder | Sequence[Coder] = "rans",
+        coder: Coder | Sequence[Coder] = ("rans", "context"),
         raw_dtype: torch.dtype | None = None,
     ) -> None:
         if not 0.0 <= pressure < math.inf:
