@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rdo_kernels.quantize import check_columns, has_columns
 from rdo_kernels.types import AdamW, Preconditioner, RateFamily, Scales
 
 BACKENDS = {
@@ -131,7 +132,7 @@ def keep_and_round(
         ValueError: the steps of a tensor are not as many as it has rows, or columns.
     """
 
-    spans = [steps_apart(weight, step) for weight, step in zip(weights, steps, strict=True)]
+    spans = [steps_apart(*each) for each in zip(range(len(weights)), weights, steps, strict=True)]
 
     def call(module: Any, take: Take) -> tuple[Tensor, ...]:
         return (module.keep_and_round(take(weights), take(kept), take(steps), take(spans)),)
@@ -139,19 +140,19 @@ def keep_and_round(
     return _each([weights, kept], None, backend, call)[0]
 
 
-def steps_apart(weight: Tensor, step: Tensor) -> int:
+def steps_apart(index: int, weight: Tensor, step: Tensor) -> int:
     """After how many weights the next of a tensor's steps follows, the first one coming after the last; at least 1.
 
     Raises:
         ValueError: the steps are not as many as there are rows, or columns.
     """
     count, steps = weight.numel(), step.numel()
-    columns = step.ndim == 2 and step.shape[0] == 1 and steps > 1
     if count and (count % steps if steps else True):
-        raise ValueError(f"{steps} steps do not divide {count} weights into rows")
-    if columns and steps != weight.shape[-1]:
-        raise ValueError(f"steps of {steps} columns for the size {list(weight.shape)}")
-    return 1 if columns or not count else count // steps
+        raise ValueError(f"tensor {index}: {steps} steps do not divide {count} weights into rows")
+    if has_columns(step):
+        check_columns(index, weight, step)
+        return 1
+    return count // steps if count else 1
 
 
 def adamw_step(

@@ -121,20 +121,25 @@ def has_columns(step: Tensor) -> bool:
     return step.ndim == 2 and step.shape[0] == 1 and step.shape[1] > 1
 
 
+def check_columns(index: int, tensor: Tensor, step: Tensor) -> None:
+    """Raise ValueError unless a tensor, which the index names, has as many columns as there are steps, [1, C]."""
+    if tensor.ndim == 0 or tensor.shape[-1] != step.shape[1]:
+        raise ValueError(f"tensor {index}: steps of {step.shape[1]} columns for the size {list(tensor.shape)}")
+
+
 def _without_columns(weights: Sequence[Tensor], steps: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Divide by the steps of columns here: what is left has the step 1, and rounds to the same bits."""
     if len(weights) != len(steps) or not any(map(has_columns, steps)):
         return weights, steps
     pairs = [
-        (_divided(weight, step, index), step.new_ones(())) if has_columns(step) else (weight, step)
+        (_divided(index, weight, step), step.new_ones(())) if has_columns(step) else (weight, step)
         for index, (weight, step) in enumerate(zip(weights, steps, strict=True))
     ]
     return [weight for weight, _ in pairs], [step for _, step in pairs]
 
 
-def _divided(weight: Tensor, step: Tensor, index: int) -> Tensor:
-    if weight.ndim == 0 or weight.shape[-1] != step.shape[1]:
-        raise ValueError(f"tensor {index}: steps of {step.shape[1]} columns for the size {list(weight.shape)}")
+def _divided(index: int, weight: Tensor, step: Tensor) -> Tensor:
+    check_columns(index, weight, step)
     return weight.detach().to(torch.float32) / step.to(weight.device)
 
 
@@ -147,8 +152,7 @@ def _dequantized_columns(
         if not has_columns(step):
             found += dequantize([symbol], [step], dtype, backend=backend)
             continue
-        if symbol.ndim == 0 or symbol.shape[-1] != step.shape[1]:
-            raise ValueError(f"tensor {index}: steps of {step.shape[1]} columns for the size {list(symbol.shape)}")
+        check_columns(index, symbol, step)
         (whole,) = dequantize([symbol], [step.new_ones(())], torch.float32, backend=backend)
         found.append(whole.mul_(step.to(whole.device)).to(dtype))
     return found
