@@ -27,7 +27,7 @@ from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 
 _TRIALS = 12
-_CLOSE = 2e-3
+_CLOSE, _NEAR = 2e-3, 0.9
 _FINE_BITS = 7.0
 
 
@@ -123,15 +123,15 @@ class CompensatedRounding:
         """
         if not 0.0 < goal < math.inf:
             raise ConfigError(f"nothing to round at {goal:g} bits; ask for a positive number")
-        self._grid.fit(goal)  # rounded to nearest
+        self._grid.fit(min(goal, _FINE_BITS))  # rounded to nearest; of a small file, most is not weights
         low, high = -8.0, 8.0  # too many bits, few enough
-        octaves, best, least = 0.0, None, math.inf
+        octaves, best, least, most = 0.0, None, math.inf, 0.0
         for _ in range(_TRIALS):
             rounded = self._at(octaves)
             found = measure(rounded)
             least = min(found, least)
             if found <= goal:
-                high, best = octaves, rounded
+                high, best, most = octaves, rounded, found
                 if found >= (1.0 - _CLOSE) * goal:
                     break
             else:
@@ -140,6 +140,8 @@ class CompensatedRounding:
             octaves = guess if low < guess < high else (low + high) / 2
         if best is None:
             raise ConfigError(f"no steps give {goal:g} bits, the least found was {least:.3g}; ask for more")
+        if most < _NEAR * goal:
+            raise ConfigError(f"no steps give {goal:g} bits, the most found was {most:.3g}; ask for less")
         return best
 
     def coarsest(self, allowed: Callable[[Rounded], bool]) -> Rounded:

@@ -53,7 +53,7 @@ def round_to_size(
     *,
     price: float = 0.0,
     compressible: Callable[[str, Tensor], bool] | None = None,
-    coder: Coder | Sequence[Coder] | None = None,
+    coder: Coder | Sequence[Coder] = "rans",
     raw_dtype: torch.dtype | None = None,
 ) -> AllocatedQuantizer:
     """Round a trained model's weights in place such that its file has this size: our method after training.
@@ -71,7 +71,6 @@ def round_to_size(
     Raises:
         ConfigError: nothing to round, no calibration data, or no steps give this size. The model is as it was then.
     """
-    coder = coder if coder is not None else "rans"
     rounding = CompensatedRounding(
         model, batches, loss, price=price, compressible=compressible, channels=tells_channels(coder)
     )

@@ -27,7 +27,7 @@ from rdo.allocation import nearest_below
 from rdo.channel_sensitivity import tells_channels
 from rdo.channels import channels_of
 from rdo.checkpoint import CheckpointInfo
-from rdo.checkpoint.writer import Coder
+from rdo.checkpoint.writer import SMALLEST, Coder
 from rdo.coding_grid import CodingGrid, blank_state
 from rdo.compensation import compensate_weights
 from rdo.constraint import RateConstraint
@@ -96,7 +96,7 @@ class SizeTarget:
         compensated: bool = True,
         start: Start = "settled",
         channels: bool | None = None,
-        coder: Coder | Sequence[Coder] = ("rans", "context"),
+        coder: Coder | Sequence[Coder] = SMALLEST,
         raw_dtype: torch.dtype | None = None,
     ) -> None:
         if not 0.0 <= pressure < math.inf:

@@ -97,7 +97,8 @@ def _add_compress(commands: Commands) -> None:
     parser.add_argument(
         "--coder",
         metavar="NAME[,NAME]",
-        help="see `rdo list coders`; of several, each tensor gets the one that takes fewest bytes (default: rans)",
+        help="see `rdo list coders`; of several, each tensor gets the one that takes fewest bytes (default: rans; "
+        "with --calibration rans,context)",
     )
     parser.add_argument("--raw-dtype", metavar="DTYPE", help="store uncoded floating-point tensors in this data type")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
@@ -140,6 +141,7 @@ def _share(text: str) -> float:
 
 def _compress(arguments: argparse.Namespace) -> int:
     from rdo.checkpoint import save_compressed
+    from rdo.checkpoint.writer import SMALLEST
     from rdo.errors import ConfigError
     from rdo_harness.model_files import COMPRESSED, check_output, plain_tensors, write_model
     from rdo_harness.progress_bar import weights_bar
@@ -161,6 +163,7 @@ def _compress(arguments: argparse.Namespace) -> int:
         options: dict[str, Any] = {"coder": coders, "raw_dtype": raw_dtype}
         stored = tensors
         if arguments.calibration is not None:
+            options["coder"] = coders or SMALLEST
             stored, quantizer = _calibrated(tensors, arguments, options)
             options["compressible"] = lambda name, _: name in quantizer.names
         elif arguments.bits is not None:
@@ -228,7 +231,7 @@ def _calibrated(
 
     with progress_bar() as progress:
         to_loss = arguments.max_loss is not None
-        read = {"hold_out": to_loss, "channels": tells_channels(options["coder"] or "rans")}
+        read = {"hold_out": to_loss, "channels": tells_channels(options["coder"])}
         model = CalibratedModel(arguments.source, tensors, arguments.calibration, progress, **read)
         return model.to_loss(arguments.max_loss) if to_loss else model.to_size(arguments.bits, **options)
 

@@ -25,6 +25,7 @@ CODED_SIZES = (
     "exp_golomb_best_k",
     "huffman_bits_per_parameter",
     "rans_bits_per_parameter",
+    "coded_bits_per_parameter",
     "sparsity",
 )
 """The columns that :func:`coded_sizes` gives."""
@@ -36,8 +37,9 @@ def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo, side
     ``side_bytes`` are those of scales and zero points that the file holds as tensors of their own.
 
     Fixed length and Huffman are counted exactly from histograms and Exp-Golomb within 0.1 % (a test compares them with
-    what encoding gives); rANS is what is on the disk. Every coder works tensor by tensor. The order k of Exp-Golomb is
-    one for the whole model; the best is reported beside k = 0.
+    what encoding gives). What is on the disk is as coded, and rANS's size too if that coded every tensor; else it is
+    None. Every coder works tensor by tensor. The order k of Exp-Golomb is one for the whole model; the best is reported
+    beside k = 0.
     """
     histograms = [Histogram.of(values.reshape(-1)) for values in symbols]
     count = sum(histogram.count for histogram in histograms)
@@ -48,6 +50,8 @@ def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo, side
 
     golomb = {k: bits_per_parameter(size) for k, size in exp_golomb_bytes(histograms).items()}
     best_k = min(golomb, key=lambda k: golomb[k])
+    names = {tensor.coder["name"] for tensor in info.tensors if tensor.coder is not None}
+    coded = bits_per_parameter(info.payload_bytes + info.table_bytes + info.index_bytes)
     return {
         "entropy_bits_per_parameter": sum(histogram.entropy_bits() for histogram in histograms) / max(count, 1),
         "fixed_length_bits_per_parameter": bits_per_parameter(sum(FixedLength().size_bytes(h) for h in histograms)),
@@ -55,7 +59,8 @@ def coded_sizes(symbols: Sequence[NDArray[np.int32]], info: CheckpointInfo, side
         "exp_golomb_bits_per_parameter": golomb[best_k],
         "exp_golomb_best_k": best_k,
         "huffman_bits_per_parameter": bits_per_parameter(sum(Huffman().size_bytes(h) for h in histograms)),
-        "rans_bits_per_parameter": bits_per_parameter(info.payload_bytes + info.table_bytes + info.index_bytes),
+        "rans_bits_per_parameter": coded if all(name == "rans" for name in names) else None,
+        "coded_bits_per_parameter": coded,
         "sparsity": zeros / max(count, 1),
     }
 

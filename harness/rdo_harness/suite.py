@@ -10,11 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rdo.coders import CODERS
 from rdo.errors import ConfigError, UnknownNameError
 from rdo.registry import Registry
 from rdo_harness.architectures.base import Architecture
 from rdo_harness.config import from_table
-from rdo_harness.methods.base import Method
+from rdo_harness.methods.base import RANS, Method
 from rdo_harness.registries import ARCHITECTURES, METHODS, TASKS
 from rdo_harness.tasks.base import Task
 from rdo_harness.training import Budget
@@ -51,6 +52,8 @@ class Suite:
     scale: str = ""
     subject: str = ""
     """Label of the method that the suite is about; the report says what it saves against each of the others."""
+    coders: tuple[str, ...] = RANS
+    """What every file is coded with, each tensor with the one that takes fewest bytes; a method may say otherwise."""
     parts_of: str = ""
     """The suite whose points it shows in another way."""
 
@@ -115,6 +118,7 @@ class _Header:
     seeds: tuple[int, ...] = (0,)
     paper: str = ""
     subject: str = ""
+    coders: tuple[str, ...] = RANS
 
 
 @dataclass(frozen=True)
@@ -196,23 +200,24 @@ def parse_suite(document: dict[str, Any], where: str, scale: str | None = None) 
     for key in ["suite"] if scaled else ["methods", "suite", "training"]:
         if not document.get(key):
             raise ConfigError(f"{where}: the table [{key}] is missing or empty")
-    methods = document.get("methods", [])
     if scaled:
         scale = scale or SCALES[0]
         if scale not in document["scale"]:
             has = ", ".join(document["scale"])
             raise ConfigError(f"{where}: no scale {scale!r}; {_hint(scale, document['scale'])}it has: {has}")
-        parts = [
-            _part({"methods": methods, **part}, f"{where}: [[scale.{scale}]] number {number}")
-            for number, part in enumerate(document["scale"][scale], 1)
-        ]
     elif scale is not None:
         raise ConfigError(f"{where}: this suite does not come in scales; leave --scale out")
-    else:
-        keys = ("task", "architectures", "task_options")
-        own = {key: table.pop(key) for key in keys if key in table}
-        parts = [_part({**own, "training": document["training"], "methods": methods}, where)]
+    keys = () if scaled else ("task", "architectures", "task_options")
+    own = {key: table.pop(key) for key in keys if key in table}
     header = from_table(_Header, _with_scale(table, scale), f"{where}: [suite]")
+    methods = document.get("methods", [])
+    if scaled:
+        parts = [
+            _part({"methods": methods, **part}, header.coders, f"{where}: [[scale.{scale}]] number {number}")
+            for number, part in enumerate(document["scale"][scale], 1)
+        ]
+    else:
+        parts = [_part({**own, "training": document["training"], "methods": methods}, header.coders, where)]
     if not header.seeds:
         raise ConfigError(f"{where}: [suite]: give at least one seed")
     labels = {method.label for part in parts for method in part.methods}
@@ -228,14 +233,16 @@ def _with_scale(table: dict[str, Any], scale: str | None) -> dict[str, Any]:
     return {**table, "name": f"{table['name']}-{scale}"} if scale and "name" in table else table
 
 
-def _part(table: dict[str, Any], where: str) -> Part:
+def _part(table: dict[str, Any], coders: Sequence[str], where: str) -> Part:
     found = from_table(_PartTable, table, where)
     if not found.architectures:
         raise ConfigError(f"{where}: give at least one architecture")
     methods = [
-        _named(METHODS, method, f"{where}: [[methods]] number {number}")
+        _named(METHODS, method, f"{where}: [[methods]] number {number}", coders=list(coders))
         for number, method in enumerate(found.methods, 1)
     ]
+    for name in {name for method in methods for name in method.coders}:
+        CODERS.get(name)
     labels = [method.label for method in methods]
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
@@ -252,9 +259,9 @@ def _part(table: dict[str, Any], where: str) -> Part:
     )
 
 
-def _named(registry: Registry[type[T]], table: Any, where: str) -> T:
-    """The plug-in that the key ``name`` of a table names, with the table's other keys as options."""
-    options = dict(table) if isinstance(table, dict) else {}
+def _named(registry: Registry[type[T]], table: Any, where: str, **defaults: Any) -> T:
+    """The plug-in that the key ``name`` of a table names; the other keys are its options, over these defaults."""
+    options = {**defaults, **table} if isinstance(table, dict) else {}
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"{where}: the key 'name' is missing")

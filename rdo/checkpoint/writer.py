@@ -22,6 +22,8 @@ from rdo.quantizers import Quantizer, UniformQuantizer
 
 Compressible = Callable[[str, Tensor], bool]
 Coder = EntropyCoder | str
+SMALLEST = ("rans", "context")
+"""What a file of a given size is coded with by default: each tensor with the one that takes fewer bytes."""
 
 
 def is_compressible(name: str, tensor: Tensor) -> bool:

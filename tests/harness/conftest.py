@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -122,6 +123,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def document(tiny: None) -> dict[str, Any]:
+    """The tiny suite, parsed, to be changed."""
+    return tomllib.loads(SUITE)
+
+
+@pytest.fixture
 def tiny_suite_file(tiny: None, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(SUITE)
@@ -130,6 +137,4 @@ def tiny_suite_file(tiny: None, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny_suite(tiny: None) -> Suite:
-    import tomllib
-
     return parse_suite(tomllib.loads(SUITE), "tiny.toml")

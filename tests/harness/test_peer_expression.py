@@ -93,7 +93,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Embedding(ROWS, COLUMNS), torch.nn.Linear(COLUMNS, ROWS, bias=False))
     model[1].weight = model[0].weight
     found = express("0.weight", dequantized(symbols, scale), scale)
-    save_expressed(model, {"0.weight": found}, {}, tmp_path / "w.rdo")
+    save_expressed(model, {"0.weight": found}, {}, tmp_path / "w.rdo", ("rans",))
     weights = decoded(*load_quantized(tmp_path / "w.rdo"))
     assert torch.equal(weights["0.weight"], found.weight())
     assert torch.equal(weights["1.weight"], found.weight())

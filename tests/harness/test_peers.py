@@ -96,6 +96,32 @@ def test_a_peer_that_quantises(act: Path, tmp_path: Path) -> None:
     assert torch.equal(weights["lm_head.weight"], weights["transformer.wte.weight"])
 
 
+def test_the_rest_may_cost_as_much_as_the_suite_says(
+    act: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, model = context_and_model(tmp_path)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def loss_by_error(_: Context, model: torch.nn.Module) -> float:
+        kept = before["transformer.wte.weight"]
+        error = (model.get_parameter("transformer.wte.weight") - kept).square().mean() / kept.square().mean()
+        return 1.0 + float(error)  # a step of r sigma adds r^2 / 12
+
+    monkeypatch.setattr(Context, "validation_cross_entropy", loss_by_error)
+    method = HQQ(bits=(3,), rest_losses=(0.01, 0.05))
+    points = method.points()
+    assert points[0] == HQQ(bits=(3,)).points()[0], "what is published keeps its key"
+    assert points[1].options == {"bits": 3, "group_size": 64, "rest_loss": 0.05}
+    rows = []
+    for point in points:
+        model.load_state_dict(before, strict=False)
+        rows.append(method.apply(model, point, context, tmp_path / "model.rdo"))
+    assert [row["completion_relative_step"] for row in rows] == [0.3, 0.7]
+    assert rows[0]["peer_seconds"] == rows[1]["peer_seconds"], "the peer was asked once"
+    with pytest.raises(ConfigError, match="positive shares"):
+        HQQ(rest_losses=(0.0,))
+
+
 def test_other_parameters_that_change_with_the_matrices_are_in_the_file(act: Path, tmp_path: Path) -> None:
     act.write_text("rescale")
     context, model = context_and_model(tmp_path)

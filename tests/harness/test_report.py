@@ -219,3 +219,24 @@ def test_parquet_is_written_when_asked_for(tmp_path: Path, monkeypatch: pytest.M
     assert "item_nats" not in read
     assert list(read["rans_bits_per_parameter"]) == [row["rans_bits_per_parameter"] for row in ROWS]
     assert read["lam"].isna().sum() == 5
+
+
+def test_sizes_as_coded_take_the_place_of_rans_where_another_coder_was_used(tmp_path: Path) -> None:
+    before = row("anchor", 2.0, 0.3)
+    both = [
+        row("mine", rate, 0.1 + 2.0**-rate, rans_bits_per_parameter=None, coded_bits_per_parameter=0.8 * rate)
+        for rate in (1.0, 2.0)
+    ]
+    report.build([before, *both], tmp_path, "s")
+    text = (tmp_path / "tables" / "s.md").read_text()
+    (header,) = [line for line in text.splitlines() if line.startswith("| method") and "EG best k (bits)" in line]
+    titles = [cell.strip() for cell in header.split("|")]
+    assert "rANS (bits)" not in titles
+    place = titles.index("as coded (bits)")
+    points = [
+        line.split("|") for line in text.splitlines() if "step 0.03125" in line and line.count("|") == header.count("|")
+    ]
+    assert [cells[place].strip() for cells in points] == ["2.000", "0.800", "1.600"]
+    assert "nan" not in text
+    report.build([before], tmp_path, "rans")
+    assert "as coded" not in (tmp_path / "tables" / "rans.md").read_text().lower()

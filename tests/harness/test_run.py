@@ -18,7 +18,7 @@ from rdo_harness.cells import Cell, cells
 from rdo_harness.methods.pruning import prune_smallest
 from rdo_harness.methods.rtn import RoundToNearest
 from rdo_harness.results import append_row, read_rows
-from rdo_harness.suite import Suite
+from rdo_harness.suite import Suite, parse_suite
 
 
 class Recorder:
@@ -50,6 +50,25 @@ class Recorder:
         self.rows.append(row)
         if self.interrupt_after == len(self.rows):
             raise KeyboardInterrupt
+
+
+def test_files_are_coded_with_the_coders_of_the_suite(document: dict[str, Any], tmp_path: Path) -> None:
+    document["methods"] = [{"name": "rtn", "steps": ["2^-4"]}, {"name": "rdo-rounding", "bits": [24.0]}]
+    rans = runner.run(parse_suite(document, "my.toml"), tmp_path, Recorder())
+    document["suite"]["coders"] = ["exp_golomb", "huffman"]
+    others = runner.run(parse_suite(document, "my.toml"), tmp_path, Recorder())
+    assert [row.get("error") for row in (*rans, *others)] == [None] * 4
+    for row in rans:
+        assert row["rans_bits_per_parameter"] == row["coded_bits_per_parameter"]
+    for row in others:
+        assert row["rans_bits_per_parameter"] is None
+        assert row["coded_bits_per_parameter"] * row["coded_parameters"] / 8 == pytest.approx(
+            row["table_bytes"] + row["payload_bytes"] + row["scale_bytes"]
+        )
+    assert rans[0]["metric"] == others[0]["metric"]
+    assert rans[0]["coded_bits_per_parameter"] != others[0]["coded_bits_per_parameter"]
+    for row in (*rans[1:], *others[1:]):  # whatever the coder, to a size
+        assert 0.99 * row["bits"] <= row["file_bits_per_parameter"] <= row["bits"]
 
 
 def test_a_run_makes_one_complete_row_per_point(tiny_suite: Suite, tmp_path: Path) -> None:

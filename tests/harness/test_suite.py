@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,8 @@ from rdo_harness.cells import cells
 from rdo_harness.config import parse_step
 from rdo_harness.results import read_rows
 from rdo_harness.suite import SCALES, Suite, load_suite, parse_suite, scales_of, suite_names
-from tests.harness.conftest import SUITE
 
 RESULTS = Path(__file__).parents[2] / "results" / "runs"
-
-
-@pytest.fixture
-def document(tiny: None) -> dict[str, Any]:
-    return tomllib.loads(SUITE)
 
 
 def test_every_built_in_suite_loads() -> None:
@@ -194,3 +187,20 @@ def test_a_label_to_the_letter_is_that_method_alone() -> None:
     assert chosen("BackSlash") == ["BackSlash"]
     assert chosen("backslash") == ["BackSlash", "BackSlash, gradient"]
     assert chosen("l1", "BackSlash") == ["BackSlash", "L1"]
+
+
+def test_coders_of_a_suite_are_those_of_its_methods_unless_they_say_otherwise(document: dict[str, Any]) -> None:
+    plain = {cell.key for cell in cells(parse_suite(copy.deepcopy(document), "my.toml"))}
+    document["suite"]["coders"] = ["rans", "context"]
+    document["methods"][1]["coders"] = ["rans"]
+    document["methods"].append({"name": "qat", "bits": [2.0]})
+    document["methods"].append({"name": "qat", "label": "rANS", "bits": [2.0], "coders": ["rans"]})
+    both = list(cells(parse_suite(document, "my.toml")))
+    same = {cell.method.label for cell in both if cell.key in plain}
+    assert same == {"pruning"}
+    keys = {cell.method.label: cell.training_key for cell in both if cell.method.name == "qat"}
+    assert keys["qat"] != keys["rANS"]  # a training to a size counts with the coders
+    assert both[0].training_key != keys["qat"]
+    document["suite"]["coders"] = ["rans", "contxt"]
+    with pytest.raises(UnknownNameError, match="unknown coder 'contxt'; did you mean 'context'"):
+        parse_suite(document, "my.toml")

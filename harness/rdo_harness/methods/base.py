@@ -21,6 +21,9 @@ from rdo_harness.rate_settings import RateSettings
 if TYPE_CHECKING:
     from rdo_harness.tasks.base import Batch, PreparedTask
 
+RANS = ("rans",)
+"""The coder of every file, unless a suite says otherwise."""
+
 _CALIBRATION_SEED = 1_000_003
 """Added to a run's seed, so that calibration does not see the batches of the training in their order."""
 
@@ -98,6 +101,7 @@ class Method(ABC):
         steps: absolute quantisation steps, numbers or powers like "2^-5".
         relative_steps: steps in units of the root mean square of each tensor or row.
         granularity: "tensor" or "row", for the relative steps.
+        coders: registered names, of what the file is coded with; each tensor gets the one that takes fewest bytes.
     """
 
     name: ClassVar[str]
@@ -106,6 +110,7 @@ class Method(ABC):
     steps: tuple[str | float, ...] = ()
     relative_steps: tuple[float, ...] = ()
     granularity: str = "tensor"
+    coders: tuple[str, ...] = RANS
 
     def __post_init__(self) -> None:
         if not self.label:
@@ -124,7 +129,7 @@ class Method(ABC):
             Columns of the result's row that only this method has, as JSON values.
         """
         compressible = context.architecture.compressible
-        rdo.save_compressed(model, path, quantizer=point.quantizer, coder="rans", compressible=compressible)
+        rdo.save_compressed(model, path, quantizer=point.quantizer, coder=self.coders, compressible=compressible)
         return {}
 
     def read(self, path: Path) -> Decoded:
@@ -138,5 +143,6 @@ class Method(ABC):
         return absolute + relative
 
     def config(self) -> dict[str, Any]:
-        """Name and version, for the hash of an operating point."""
-        return {"name": self.name, "version": self.version}
+        """What, beside the point itself, determines its file: for the hash of an operating point."""
+        identity = {"name": self.name, "version": self.version}
+        return identity if self.coders == RANS else {**identity, "coders": self.coders}  # RANS was all there was

@@ -14,7 +14,7 @@ from rdo.errors import ConfigError
 from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.methods.pruning import check_sparsities
 from rdo_harness.peers.catalogue import peer
-from rdo_harness.peers.completion import complete, save_expressed
+from rdo_harness.peers.completion import MOST_LOSS, complete, save_expressed
 from rdo_harness.peers.conformance import check_levels, check_sparsity
 from rdo_harness.peers.exchange import Matrix, ask, linear_matrices
 from rdo_harness.peers.expression import Expression, express
@@ -91,8 +91,9 @@ class PeerMethod(Method):
                 matrix.parameter.copy_(expressions[name].weight())
             for name, tensor in answer.beside(matrices).items():
                 model.get_parameter(name).copy_(tensor)
-        completion = complete(model, set(matrices), self.quantizers(), context)
-        save_expressed(model, expressions, completion.steps, path)
+        most_loss = point.options.get("rest_loss", MOST_LOSS)
+        completion = complete(model, set(matrices), self.quantizers(), context, most_loss)
+        save_expressed(model, expressions, completion.steps, path, self.coders)
         return {"levels": levels, **completion.facts()}
 
 
@@ -101,15 +102,17 @@ class PeerQuantization(PeerMethod):
     """Quantisation by a peer, its integers coded by our coders.
 
     What the peer leaves alone by design (embeddings, the output layer) is rounded to nearest, at the coarsest of the
-    ``steps`` and ``relative_steps`` that raises the validation cross entropy by at most 1 %.
+    ``steps`` and ``relative_steps`` that raises the validation cross entropy by at most ``rest_losses``.
 
     Args:
         bits: widths of the integers.
         group_sizes: neighbours in a row that share a scale; 0 is the whole row.
+        rest_losses: shares of the validation cross entropy, each a point of its own.
     """
 
     bits: tuple[int, ...] = (8, 4, 3, 2)
     group_sizes: tuple[int, ...] = (64,)
+    rest_losses: tuple[float, ...] = (MOST_LOSS,)
     relative_steps: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.55, 0.7, 0.85, 1.0)
 
     def __post_init__(self) -> None:
@@ -118,16 +121,24 @@ class PeerQuantization(PeerMethod):
             raise ConfigError(f"give `bits` from 1 to 8, got {list(self.bits)}")
         if not self.group_sizes or min(self.group_sizes) < 0:
             raise ConfigError(f"give `group_sizes` of 1 or more weights, or 0 for rows, got {list(self.group_sizes)}")
+        if not self.rest_losses or not all(0.0 < loss < float("inf") for loss in self.rest_losses):
+            raise ConfigError(f"give `rest_losses`, positive shares such as 0.01, got {list(self.rest_losses)}")
 
     def points(self) -> list[OperatingPoint]:
         return [
-            OperatingPoint(rate=None, quantizer=None, options={"bits": bits, "group_size": size})
+            OperatingPoint(
+                rate=None,
+                quantizer=None,
+                options={"bits": bits, "group_size": size, **({} if loss == MOST_LOSS else {"rest_loss": loss})},
+            )
             for size in self.group_sizes
             for bits in self.bits
+            for loss in self.rest_losses
         ]
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
         options = dict(point.options) | ({"sparsity": point.sparsity} if point.sparsity else {})
+        options.pop("rest_loss", None)  # is no business of the peer's
         matrices = self.matrices(model, context)
         answer, facts = self.ask(model, matrices, options, context)
         return {**facts, **self.write(model, matrices, answer, point, context, path)}

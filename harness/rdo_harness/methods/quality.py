@@ -40,15 +40,23 @@ class BackSlashToQuality(Method):
 
     def points(self) -> list[OperatingPoint]:
         settings = RateSettings(
-            lam=0.0, entropy_model={"name": "pareto"}, pressure=0.03, start="settled", compensated=True
+            lam=0.0,
+            entropy_model={"name": "pareto"},
+            pressure=0.03,
+            start="settled",
+            compensated=True,
+            coders=self.coders,
         )
         return [
             OperatingPoint(rate=replace(settings, increase=increase), quantizer=None) for increase in self.increases
         ]
 
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, "version": self.version}  # the coders are among what the model was trained for
+
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
         assert context.quantizer is not None, "a training to a quality leaves its steps"
-        options: dict[str, Any] = {"coder": "rans", "compressible": context.architecture.compressible}
+        options: dict[str, Any] = {"coder": self.coders, "compressible": context.architecture.compressible}
         quantizer = context.quantizer
         bits = rdo.save_compressed(model, None, quantizer=quantizer, **options).bits_per_parameter
         rdo.save_compressed(model, path, quantizer=replace(quantizer, bits=round(bits, 3)), **options)

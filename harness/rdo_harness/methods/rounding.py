@@ -10,7 +10,7 @@ from torch import nn
 
 import rdo
 from rdo.errors import ConfigError
-from rdo.rounding import round_to_entropy
+from rdo.rounding import round_to_size
 from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.registries import METHODS
 
@@ -18,17 +18,18 @@ from rdo_harness.registries import METHODS
 @METHODS.register("rdo-rounding")
 @dataclass(frozen=True)
 class CompensatedRounding(Method):
-    """Compensated rounding of a normally trained model to an entropy.
+    """Compensated rounding of a normally trained model to a size.
 
-    See :func:`rdo.rounding.round_to_entropy`.
+    See :func:`rdo.rounding.round_to_size`.
 
     Args:
-        bits: entropies of the coded weights, in bits a weight.
+        bits: sizes of the file, in bits per parameter.
         price: what a bit counts, in units of its worth at high rates.
         batches: of calibration data, which is training data.
     """
 
     name: ClassVar[str] = "rdo-rounding"
+    version: ClassVar[int] = 2
     bits: tuple[float, ...] = ()
     price: float = 0.0
     batches: int = 16
@@ -40,17 +41,20 @@ class CompensatedRounding(Method):
             object.__setattr__(self, "label", self.name)
 
     def points(self) -> list[OperatingPoint]:
-        options = {"price": self.price, "calibration_batches": self.batches}
-        return [OperatingPoint(rate=None, quantizer=None, options={"bits": bits, **options}) for bits in self.bits]
+        return [OperatingPoint(rate=None, quantizer=None, options={"bits": bits}) for bits in self.bits]
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "price": self.price, "batches": self.batches}
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
-        quantizer = round_to_entropy(
+        coding: dict[str, Any] = {"coder": self.coders, "compressible": context.architecture.compressible}
+        quantizer = round_to_size(
             model,
             float(point.options["bits"]),
             context.calibration(self.batches),
             context.prepared.loss,
             price=self.price,
-            compressible=context.architecture.compressible,
+            **coding,
         )
-        rdo.save_compressed(model, path, quantizer=quantizer, compressible=context.architecture.compressible)
+        rdo.save_compressed(model, path, quantizer=quantizer, **coding)
         return {}

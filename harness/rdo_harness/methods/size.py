@@ -27,7 +27,6 @@ class SizeTraining(Method):
         pressure: length of the rate's gradient relative to the loss's; 0 for no rate term.
         allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
         compensated: whether the first rounding is compensated, as by GPTQ.
-        coders: registered names; each tensor gets the one that takes fewest bytes.
         channels: with "context" among these, whether rows or columns of matrices have steps of their own.
         start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
         distilled: share of the loss that asks for the answers of the normally trained model, which costs one more
@@ -43,7 +42,6 @@ class SizeTraining(Method):
     start: float | str = 0.0
     compensated: bool = False
     distilled: float = 0.0
-    coders: tuple[str, ...] = later(("rans",))
     channels: bool = later(True)
     sparsities: tuple[float, ...] = (0.0,)
 
@@ -78,6 +76,9 @@ class SizeTraining(Method):
             for bits in self.bits
             for sparsity in self.sparsities
         ]
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, "version": self.version}  # the coders are among what the model was trained for
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
         assert point.rate is not None

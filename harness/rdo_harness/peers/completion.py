@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rdo_harness.methods.base import Context
 
 MOST_LOSS = 0.01
-"""By which rounding the rest may raise the validation cross entropy, as a share of it."""
+"""By which rounding the rest may raise the validation cross entropy, as a share of it, by default."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,13 @@ class Completion:
 
 
 @torch.no_grad()
-def complete(model: nn.Module, done: Collection[str], quantizers: Sequence[Quantizer], context: Context) -> Completion:
+def complete(
+    model: nn.Module, done: Collection[str], quantizers: Sequence[Quantizer], context: Context, most_loss: float
+) -> Completion:
     """Choose the coarsest quantizer for the compressible tensors not in ``done``, by the validation split.
 
-    Coarsest is the one with the largest squared error. It may raise the validation cross entropy by 1 % at most; if all
-    do by more, the finest is taken. The model's weights are what they were afterwards.
+    Coarsest is the one with the largest squared error. It may raise the validation cross entropy by ``most_loss``, a
+    share of it; if all do by more, the finest is taken. The model's weights are what they were afterwards.
     """
     compressible = context.architecture.compressible
     rest = {n: p for n, p in model.named_parameters() if compressible(n, p) and n not in done}
@@ -72,7 +74,7 @@ def complete(model: nn.Module, done: Collection[str], quantizers: Sequence[Quant
         for name, weight in rounded(quantizer).items():
             rest[name].copy_(weight)
         chosen, loss = quantizer, context.validation_cross_entropy(model)
-        if loss <= before * (1 + MOST_LOSS):
+        if loss <= before * (1 + most_loss):
             break
     for name, parameter in rest.items():
         parameter.copy_(kept[name])
@@ -81,7 +83,11 @@ def complete(model: nn.Module, done: Collection[str], quantizers: Sequence[Quant
 
 
 def save_expressed(
-    model: nn.Module, expressions: Mapping[str, Expression], steps: Mapping[str, float], path: Path
+    model: nn.Module,
+    expressions: Mapping[str, Expression],
+    steps: Mapping[str, float],
+    path: Path,
+    coders: Sequence[str],
 ) -> None:
     """Write a compressed checkpoint in which some matrices are a peer's symbols and the rest is rounded by steps."""
     plain = model.state_dict()
@@ -91,7 +97,7 @@ def save_expressed(
         tied = [other for other, tensor in plain.items() if tensor.data_ptr() == plain[name].data_ptr()]
         state |= dict.fromkeys(tied, state[name])
     coded = AllocatedQuantizer({**dict.fromkeys(expressions, 1.0), **steps}, bits=0.0, distortion="absolute")
-    rdo.save_compressed(state, path, quantizer=coded, coder="rans", compressible=_coded(coded.step_of))
+    rdo.save_compressed(state, path, quantizer=coded, coder=coders, compressible=_coded(coded.step_of))
 
 
 def _coded(names: Collection[str]) -> Callable[[str, Tensor], bool]:
