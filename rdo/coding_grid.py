@@ -102,6 +102,24 @@ class CodingGrid:
         self._rounded = True
 
     @torch.no_grad()
+    def soften(self, share: float) -> None:
+        """Move the rounded parameters this share of the way back to the masters."""
+        torch._foreach_lerp_(self._shards.parts(), self._masters, share)
+
+    @torch.no_grad()
+    def add_noise(self, seed: int) -> None:
+        """Give the parameters, in the place of rounded values, the masters and uniform noise as wide as a step.
+
+        The noise is that of the seed, the same on all processes that hold the same part of the weights.
+        """
+        parts = self._shards.parts()
+        generator = torch.Generator(parts[0].device).manual_seed(seed)
+        for part, master, step in zip(parts, self._masters, self.all_steps(), strict=True):
+            each = step.reshape(-1, *(1,) * (part.ndim - 1)) if step.ndim == 1 else step
+            noise = torch.rand(part.shape, generator=generator, device=part.device) - 0.5
+            part.copy_(master + (each * noise).to(part.dtype))
+
+    @torch.no_grad()
     def restore(self) -> None:
         """Give the parameters their unrounded weights back, for the optimizer to move."""
         if self._rounded:

@@ -55,6 +55,30 @@ class ModelFile:
             raise ConfigError(f"a size must be a positive number, got {asked}")
         return asked * (1e6 if size_mb is not None else self.parameters / 8)
 
+    def goal_bits(self, quantizer: Quantizer, budget_bytes: float, entropy_bits: float, count: int) -> float:
+        """Learn from a file at what entropy it would have a size: coders, headers and other tensors have their cost.
+
+        Args:
+            quantizer: what the coded weights are rounded with, to symbols of ``entropy_bits`` a weight.
+            count: of these weights.
+
+        Returns:
+            Bits per weight.
+
+        Raises:
+            ConfigError: the size has no room for the weights.
+        """
+        info = self.write(quantizer)
+        coded = info.payload_bytes + info.table_bytes
+        room = budget_bytes - (info.file_bytes - coded)
+        if room <= 0:
+            raise ConfigError(
+                f"a file of {budget_bytes:,.0f} bytes has no room for the weights: "
+                f"{info.file_bytes - coded:,} bytes are header, steps and tensors that are not coded; ask for "
+                "more, or store those in fewer bits (raw_dtype=torch.bfloat16)"
+            )
+        return 8 * room / count * min(entropy_bits * count / 8 / max(coded, 1), 2.0)
+
     def write(self, quantizer: Quantizer, path: str | os.PathLike[str] | None = None) -> CheckpointInfo:
         """Write the model as it is to a path, or find out its size alone.
 

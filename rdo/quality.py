@@ -43,7 +43,8 @@ class QualityTarget(SizeTarget):
             may take a share of the data: the mean of what they return counts.
         every: optimizer steps between two measurements.
         begin_bits: entropy of the weights that the training begins with, in bits a weight.
-        options: of :class:`rdo.target.SizeTarget`.
+        options: of :class:`rdo.target.SizeTarget`; ``hardening`` is 0 here unless one says otherwise, since the loss of
+            soft weights says little of the file's.
 
     Attributes:
         bits_per_parameter: ``begin_bits``, and after :meth:`land` those of the file, rounded (the file names them).
@@ -67,7 +68,7 @@ class QualityTarget(SizeTarget):
             raise ConfigError(f"max_loss must be a positive number, got {max_loss}")
         if every < 1:
             raise ConfigError(f"every must be 1 or more optimizer steps, got {every}")
-        super().__init__(model, constraint, bits_per_parameter=begin_bits, **options)
+        super().__init__(model, constraint, bits_per_parameter=begin_bits, **{"hardening": 0, **options})
         self.max_loss, self.every = max_loss, every
         self.loss: float | None = None
         """What was measured last."""

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rdo.allocation import nearest_below
 from rdo.channel_sensitivity import tells_channels
@@ -32,6 +32,7 @@ from rdo.coding_grid import CodingGrid, blank_state
 from rdo.compensation import compensate_weights
 from rdo.constraint import RateConstraint
 from rdo.errors import ConfigError
+from rdo.hardening import HARDENING, Hardening, Softness
 from rdo.measurement import Measurement, Start
 from rdo.model_file import ModelFile
 from rdo.optimizer_state import OptimizerLike
@@ -74,6 +75,9 @@ class SizeTarget:
         start: when the loss begins to see rounded weights (:class:`rdo.measurement.Measurement`): after so many steps;
             ``"decayed"``, when the learning rate has fallen to 0.4 of its peak, and 20 steps more; or ``"settled"``,
             after 20 steps if the model trains on at what it did before, else as ``"decayed"``.
+        hardening, softness: how many optimizer steps weights take to harden, from the first rounding on unless that is
+            compensated, and how they are soft (:class:`rdo.hardening.Hardening`). Until then the model is not yet what
+            would be decoded. 0 rounds at once.
         channels: whether rows or columns of a matrix have steps of their own, relative to the tensor's and by their own
             mean squared gradient, where that saves bits. By default if ``context`` is among the coders: one table for a
             tensor cannot tell them apart. Not for sharded parameters.
@@ -95,6 +99,8 @@ class SizeTarget:
         allocation: Allocation = "sensitivity",
         compensated: bool = True,
         start: Start = "settled",
+        hardening: int = HARDENING,
+        softness: Softness = "blend",
         channels: bool | None = None,
         coder: Coder | Sequence[Coder] = SMALLEST,
         raw_dtype: torch.dtype | None = None,
@@ -122,10 +128,11 @@ class SizeTarget:
         self._pressure = Pressure(constraint, pressure) if constraint.lam_tensor is not None else None
         weights = dict(zip(constraint.names, constraint.parameters, strict=True))
         self.measurement = Measurement(model, weights, self._shards, start=start, inputs=compensated, channels=channels)
+        self._hardening = Hardening(hardening, softness)
         self.step = 0
         self.grid: CodingGrid | None = None
         self.bits_per_parameter: float = 8 * self.budget_bytes / self.parameters
-        self._entropy = self._zeros()
+        self._entropy = torch.zeros((), dtype=torch.float64, device=constraint.parameters[0].device)
         self.goal_bits = 0.0
 
     @property
@@ -138,6 +145,7 @@ class SizeTarget:
         """Give the optimizer the unrounded weights, and the rate term its lambda. Call after unscaling and clipping."""
         if self.grid is not None:
             self.grid.restore()
+            self._hardening.before_step(optimizer)
             if self.grid.moments is not None:
                 self._constraint.law.follow(self.grid.moments)
         else:
@@ -162,13 +170,14 @@ class SizeTarget:
                     self.measurement.recorder.add_replicas()
                 compensate_weights(self.grid, self.measurement.recorder)
                 self.measurement.recorder = None
+                self._hardening.end()
         else:
             if self.step & (self.step - 1) == 0:
                 self._calibrate(first=False)
             if self.step % _COUNTED == 0:
                 self._entropy = self.grid.entropy_bits()
                 self.grid.move(((self._entropy - self.goal_bits) * _GAIN).clamp(-_STRIDE, _STRIDE))
-        self.grid.round()
+        self._hardening.round(self.grid)
 
     def save(self, path: str | os.PathLike[str]) -> CheckpointInfo:
         """:meth:`land`, and write the compressed model; its parameters then hold what was written.
@@ -227,6 +236,7 @@ class SizeTarget:
             "goal": self.goal_bits,
             "entropy": float(self._entropy),
             "measurement": self.measurement.state_dict(),
+            "hardening": self._hardening.state_dict(),
             "pressure": None if self._pressure is None else self._pressure.state_dict(),
             "grid": blank_state(names, parameters) if self.grid is None else self.grid.state_dict(),
         }
@@ -244,18 +254,16 @@ class SizeTarget:
             )
         self.step, self.goal_bits = int(state["step"]), float(state["goal"])
         self.measurement.load_state_dict(state["measurement"])
+        self._hardening.load_state_dict(state["hardening"])
         self._entropy.fill_(state["entropy"])
         if self._pressure is not None:
             self._pressure.load_state_dict(state["pressure"])
         saved = state["grid"]
         if saved is not None and saved["relative"] is not None:
             weights = self._constraint.names, self._constraint.parameters
-            channels = channels_of(saved.get("channels", {}))
+            channels = channels_of(saved["channels"])
             self.grid = CodingGrid(*weights, saved["relative"], saved["finest"], channels)
             self.grid.load_masters(saved["octaves"], saved["masters"])
-
-    def _zeros(self, *size: int) -> Tensor:
-        return torch.zeros(size, dtype=torch.float64, device=self._constraint.parameters[0].device)
 
     def _ready(self) -> CodingGrid:
         if self.grid is None:
@@ -268,23 +276,13 @@ class SizeTarget:
     def _calibrate(self, *, first: bool) -> None:
         """Learn from a file what entropy the weights must have for the size: coders and headers have their cost."""
         grid = self._ready()
-        rounds = 2 if first else 1
-        # Of a small model's file much is header: more bits than the weights have could not be fitted.
+        # Of a small file much is header: more bits than the weights have could not be fitted.
         self.goal_bits = self.goal_bits or min(self.bits_per_parameter, _FIRST_BITS)
-        for _ in range(rounds):
+        for _ in range(2 if first else 1):
             if first:
                 grid.fit(self.goal_bits)
-            info = self._file.write(grid.quantizer(self.bits_per_parameter))
-            coded = info.payload_bytes + info.table_bytes
-            room = self.budget_bytes - (info.file_bytes - coded)
-            if room <= 0:
-                raise ConfigError(
-                    f"a file of {self.budget_bytes:,.0f} bytes has no room for the weights: "
-                    f"{info.file_bytes - coded:,} bytes are header, steps and tensors that are not coded; ask for "
-                    "more, or store those in fewer bits (raw_dtype=torch.bfloat16)"
-                )
-            entropy = float(grid.entropy_bits()) * grid.count / 8
-            self.goal_bits = 8 * room / grid.count * min(entropy / max(coded, 1), 2.0)
+            quantizer, entropy = grid.quantizer(self.bits_per_parameter), float(grid.entropy_bits())
+            self.goal_bits = self._file.goal_bits(quantizer, self.budget_bytes, entropy, grid.count)
         if first:
             grid.fit(self.goal_bits)
 

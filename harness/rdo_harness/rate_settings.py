@@ -32,6 +32,7 @@ class RateSettings:
         start: share of the steps before the loss sees rounded weights, None for "decayed", or "settled".
         coders: registered names, of what the size is counted with, and whether rows or columns have steps of their own
             where the coders tell them apart: of :class:`rdo.target.SizeTarget` as well.
+        hardening, softness: optimizer steps in which rounded weights harden, and how they are soft.
         distilled: share of the loss that asks for the answers of the normally trained model.
         revision: raised where the same settings come to train another model than before.
     """
@@ -54,6 +55,8 @@ class RateSettings:
     distilled: float = later(0.0)
     coders: tuple[str, ...] = later(("rans",))
     channels: bool = later(True)
+    hardening: int = later(0)
+    softness: str = later("blend")
 
     def describe(self) -> str:
         """A few words for progress lines."""
@@ -106,6 +109,8 @@ def attach(
                 "compensated": rate.compensated,
                 "coder": rate.coders,
                 "channels": None if rate.channels else False,
+                "hardening": rate.hardening,
+                "softness": rate.softness,
                 "start": round(rate.start * steps) if isinstance(rate.start, float) else rate.start or "decayed",
             },
         )

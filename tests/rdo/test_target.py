@@ -47,7 +47,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> f
 def sized(bits: float = 1.5, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer, TargetAttachment]:
     model = model_of()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    options = {"start": 0, **options}
+    options = {"start": 0, "hardening": 0, **options}
     handle = rdo.attach(optimizer, model, bits_per_parameter=bits, verbose=False, target_options=options)
     assert isinstance(handle, TargetAttachment)
     return model, optimizer, handle

@@ -10,6 +10,7 @@ from torch import nn
 
 import rdo
 from rdo.errors import ConfigError
+from rdo.hardening import HARDENING
 from rdo_harness.config import later
 from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.methods.pruning import check_sparsities, prune_tensors
@@ -28,6 +29,8 @@ class SizeTraining(Method):
         allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
         compensated: whether the first rounding is compensated, as by GPTQ.
         channels: with "context" among these, whether rows or columns of matrices have steps of their own.
+        hardening: optimizer steps in which rounded weights harden, from the first rounding on.
+        softness: how they are soft until then: "blend" or "noise".
         start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
         distilled: share of the loss that asks for the answers of the normally trained model, which costs one more
             forward pass a step.
@@ -43,6 +46,8 @@ class SizeTraining(Method):
     compensated: bool = False
     distilled: float = 0.0
     channels: bool = later(True)
+    hardening: int = 0
+    softness: str = "blend"
     sparsities: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
@@ -68,6 +73,9 @@ class SizeTraining(Method):
                     distilled=self.distilled,
                     coders=self.coders,
                     channels=self.channels,
+                    # A first rounding that is compensated has none.
+                    hardening=0 if self.start == "decayed" and self.compensated else self.hardening,
+                    softness=self.softness,
                     revision=2 if self.start == "settled" else 1,  # decided after 40 steps at first, then 20
                 ),
                 quantizer=None,
@@ -101,6 +109,7 @@ class BackSlashToSize(SizeTraining):
     pressure: float = 0.03
     compensated: bool = True
     start: float | str = "settled"
+    hardening: int = HARDENING
 
 
 @METHODS.register("qat")
