@@ -200,9 +200,9 @@ def attach(
             it lies in the cache. Then it enters once per backward pass and before clipping, and not into gradients of
             parameters that the loss does not reach: for training without accumulation, clipping and loss scaling,
             where it gives the same bits as :class:`rdo.loss.RateTerm` without its memory.
-        target_options: with a size or a quality, ``pressure``, ``allocation``, ``start``, ``hardening``, ``compensated``,
-            ``coder``, ``raw_dtype`` and others of :class:`rdo.target.SizeTarget`, ``every`` and ``begin_bits`` of
-            :class:`rdo.quality.QualityTarget`.
+        target_options: with a size or a quality, ``pressure``, ``allocation``, ``start``, ``hardening``,
+            ``compensated``, ``coder``, ``raw_dtype`` and others of :class:`rdo.target.SizeTarget`, ``every`` and
+            ``begin_bits`` of :class:`rdo.quality.QualityTarget`.
         options: ``apply``, ``units``, ``pooling``, ``scale_by_lr``, ``precondition``, ``fit_to``, ``lam_factors`` of
             :class:`rdo.constraint.RateConstraint`.
 
