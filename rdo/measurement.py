@@ -161,7 +161,7 @@ class Measurement:
         self._comparing = bool(state["comparing"])
         self._half = int(state["half"])
         self._squares.copy_(torch.tensor(state["squares"], dtype=torch.float64))
-        self.channels.load_state_dict(state.get("channels", {}))
+        self.channels.load_state_dict(state["channels"])
         self._earlier_rate, self._rate = map(float, state["rates"])
         self._direction.copy_(torch.tensor(state["direction"], dtype=torch.float64))
         if state["inputs"] is not None:

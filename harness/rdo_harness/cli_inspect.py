@@ -101,8 +101,8 @@ def _tensor_row(tensor: TensorInfo) -> list[Any]:
     if tensor.kind == "tied":
         return [tensor.name, f"tied to {tensor.tied_to}", tensor.dtype, _size(tensor.size), None, None, None]
     how = f"raw {tensor.stored_dtype}" if tensor.coder is None else str(tensor.coder.get("name"))
-    numbers = [tensor.steps or None, tensor.stored_bytes, tensor.bits_per_parameter]
-    return [tensor.name, how, tensor.dtype, _size(tensor.size), *numbers]
+    steps = f"{tensor.steps:,} {tensor.channels}" if tensor.channels is not None else tensor.steps or None
+    return [tensor.name, how, tensor.dtype, _size(tensor.size), steps, tensor.stored_bytes, tensor.bits_per_parameter]
 
 
 def _inspect_plain(path: Path, as_json: bool) -> int:

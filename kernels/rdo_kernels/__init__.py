@@ -14,7 +14,7 @@ from rdo_kernels.operations import (
     rate,
     subtract_rate_gradient,
 )
-from rdo_kernels.quantize import Quantized, dequantize, quantize, round_to_steps
+from rdo_kernels.quantize import Quantized, dequantize, quantize
 from rdo_kernels.types import (
     APPLY,
     BOUNDS,
@@ -45,6 +45,5 @@ __all__ = [
     "proximal_step",
     "quantize",
     "rate",
-    "round_to_steps",
     "subtract_rate_gradient",
 ]

@@ -158,25 +158,6 @@ def _dequantized_columns(
     return found
 
 
-def round_to_steps(weights: Sequence[Tensor], steps: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Fill ``out`` with the nearest multiples of the steps: what the symbols of :func:`quantize` stand for.
-
-    In blocks that stay in the cache on a CPU, and without symbols: no memory of the size of the weights is taken where
-    they are float32.
-
-    Args:
-        weights: floating-point tensors on one device.
-        steps: float32 steps of each, positive and finite: one, of size [], or as many as broadcast over it.
-        out: a tensor of each one's size; it may have another data type, and may be the tensor itself.
-    """
-    from rdo_kernels.cpu.blocks import aligned_blocks, round_block
-
-    for weight, step, target in zip(weights, steps, out, strict=True):
-        pairs = aligned_blocks(weight, target) if weight.is_cpu and step.ndim == 0 else [(weight, target)]
-        for values, rounded in pairs:
-            round_block(values, step, rounded)
-
-
 def _room(like: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous tensor of this size; takes half as long as ``torch.empty`` with a size and a device."""
     return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)

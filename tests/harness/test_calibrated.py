@@ -95,7 +95,7 @@ def compressed(source: Path, out: Path, *options: str, bits: float) -> dict[str,
 
 @pytest.mark.parametrize("coder", ["rans", "rans,context"])
 def test_a_language_model_loses_less_than_without_calibration(
-    language_model: Path, text: Path, tmp_path: Path, coder: str
+    language_model: Path, text: Path, tmp_path: Path, coder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     losses = {}
     for name, calibrated in (("calibrated", ("--calibration", str(text))), ("alone", ())):
@@ -110,8 +110,13 @@ def test_a_language_model_loses_less_than_without_calibration(
     best = float(loss_of(original, sentences(64, 10_002)).detach())
     assert losses["calibrated"] - best < 0.5 * (losses["alone"] - best)
     with open_compressed(tmp_path / "calibrated/model.rdo") as file:
-        several = any(tensor.channels for tensor in file.info.tensors)
-    assert several == ("context" in coder), "steps of rows or columns"
+        own = [f"{tensor.steps:,} {tensor.channels}" for tensor in file.info.tensors if tensor.channels]
+    assert bool(own) == ("context" in coder), "steps of rows or columns"
+    capsys.readouterr()
+    assert cli.main(["inspect", str(tmp_path / "calibrated")]) == 0
+    shown = capsys.readouterr().out
+    assert all(steps in shown for steps in own)
+    assert ("rows" in shown or "columns" in shown) == bool(own)
 
 
 def test_the_smallest_file_that_a_loss_allows(language_model: Path, text: Path, tmp_path: Path) -> None:

@@ -271,21 +271,6 @@ def test_all_variants_compile() -> None:
         compiled("quantize", target, COUNT=False, SYMBOL=language.int32, LIMIT=2**30, BOUND=1023)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("size", [1, 97, 65_537])
-def test_rounding_to_steps_is_quantising_and_back(dtype: torch.dtype, size: int) -> None:
-    weight = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
-    step = torch.tensor(0.37)
-    out = torch.full_like(weight, float("nan"))
-    rdo_kernels.round_to_steps([weight], [step], [out])
-    symbols = rdo_kernels.quantize([weight], [step], count=False).symbols
-    assert torch.equal(out, rdo_kernels.dequantize(symbols, [step], dtype)[0])
-    matrix = torch.randn(300, 70, generator=torch.Generator().manual_seed(1)).t()
-    expected = (matrix / step).round() * step
-    rdo_kernels.round_to_steps([matrix], [step], [matrix])
-    assert torch.equal(matrix, expected)
-
-
 @pytest.mark.parametrize("backend", [None, "compiled", "blocks"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_of_columns_are_those_of_the_rows_of_the_transposed(backend: str | None, dtype: torch.dtype) -> None:
