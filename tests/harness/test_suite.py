@@ -190,14 +190,17 @@ def test_a_label_to_the_letter_is_that_method_alone() -> None:
 
 
 def test_coders_of_a_suite_are_those_of_its_methods_unless_they_say_otherwise(document: dict[str, Any]) -> None:
-    plain = {cell.key for cell in cells(parse_suite(copy.deepcopy(document), "my.toml"))}
+    lossless = copy.deepcopy(document)
+    lossless["methods"].append({"name": "zstd"})
+    plain = {cell.key for cell in cells(parse_suite(lossless, "my.toml"))}
     document["suite"]["coders"] = ["rans", "context"]
     document["methods"][1]["coders"] = ["rans"]
+    document["methods"].append({"name": "zstd"})
     document["methods"].append({"name": "qat", "bits": [2.0]})
     document["methods"].append({"name": "qat", "label": "rANS", "bits": [2.0], "coders": ["rans"]})
     both = list(cells(parse_suite(document, "my.toml")))
     same = {cell.method.label for cell in both if cell.key in plain}
-    assert same == {"pruning"}
+    assert same == {"pruning", "zstd"}
     keys = {cell.method.label: cell.training_key for cell in both if cell.method.name == "qat"}
     assert keys["qat"] != keys["rANS"]  # a training to a size counts with the coders
     assert both[0].training_key != keys["qat"]

@@ -40,6 +40,9 @@ class Lossless(Method):
     def points(self) -> list[OperatingPoint]:
         return [OperatingPoint(rate=None, quantizer=None, options={"dtype": "bfloat16", **self.options()})]
 
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, "version": self.version}  # whatever the suite's coders are, it has one of its own
+
     @abstractmethod
     def compress(self, data: bytes) -> bytes:
         """One stream of a file."""
