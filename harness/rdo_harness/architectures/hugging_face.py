@@ -109,6 +109,8 @@ class Pretrained(Architecture):
             )
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        if gguf_file:  # what was loaded is floating-point, and a copy on disk must not say that it is gguf
+            vars(model.config).pop("quantization_config", None)
         model.config.use_cache = False
         trained: torch.nn.Module = model.train()
         return trained
