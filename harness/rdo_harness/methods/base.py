@@ -106,6 +106,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    coded_afterwards: ClassVar[bool] = True
+    """Whether ``coders`` matter after the training alone; where a model is trained for them they are of that."""
     label: str = ""
     steps: tuple[str | float, ...] = ()
     relative_steps: tuple[float, ...] = ()
@@ -145,4 +147,6 @@ class Method(ABC):
     def config(self) -> dict[str, Any]:
         """What, beside the point itself, determines its file: for the hash of an operating point."""
         identity = {"name": self.name, "version": self.version}
-        return identity if self.coders == RANS else {**identity, "coders": self.coders}  # RANS was all there was
+        if self.coders == RANS or not self.coded_afterwards:  # RANS was all there was
+            return identity
+        return {**identity, "coders": self.coders}

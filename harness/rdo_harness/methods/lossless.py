@@ -27,6 +27,8 @@ class Lossless(Method):
 
     coder: ClassVar[type[Peer]]
 
+    coded_afterwards: ClassVar[bool] = False  # whatever the suite's coders are, it has one of its own
+
     def __post_init__(self) -> None:
         if self.quantizers():
             raise ConfigError("give no quantisation steps: lossless methods keep the weights, as bfloat16")
@@ -39,9 +41,6 @@ class Lossless(Method):
 
     def points(self) -> list[OperatingPoint]:
         return [OperatingPoint(rate=None, quantizer=None, options={"dtype": "bfloat16", **self.options()})]
-
-    def config(self) -> dict[str, Any]:
-        return {"name": self.name, "version": self.version}  # whatever the suite's coders are, it has one of its own
 
     @abstractmethod
     def compress(self, data: bytes) -> bytes:

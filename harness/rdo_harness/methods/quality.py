@@ -28,6 +28,7 @@ class BackSlashToQuality(Method):
     """
 
     name: ClassVar[str] = "backslash-quality"
+    coded_afterwards: ClassVar[bool] = False
     increases: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -50,9 +51,6 @@ class BackSlashToQuality(Method):
         return [
             OperatingPoint(rate=replace(settings, increase=increase), quantizer=None) for increase in self.increases
         ]
-
-    def config(self) -> dict[str, Any]:
-        return {"name": self.name, "version": self.version}  # the coders are among what the model was trained for
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
         assert context.quantizer is not None, "a training to a quality leaves its steps"

@@ -38,6 +38,7 @@ class SizeTraining(Method):
             point of its own, of a smaller file. 0 leaves the model as it is.
     """
 
+    coded_afterwards: ClassVar[bool] = False
     bits: tuple[float, ...] = ()
     law: str = "pareto"
     pressure: float = 0.0
@@ -84,9 +85,6 @@ class SizeTraining(Method):
             for bits in self.bits
             for sparsity in self.sparsities
         ]
-
-    def config(self) -> dict[str, Any]:
-        return {"name": self.name, "version": self.version}  # the coders are among what the model was trained for
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
         assert point.rate is not None
