@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -54,21 +56,56 @@ def as_it_is(name: str, tensor: Tensor, stored: torch.dtype) -> Part:
     return Part(record, tensor.numel() * stored.itemsize, data, tuple(crc32c(piece) for piece in data()))
 
 
-def quantized(name: str, tensor: Tensor, quantizer: Quantizer, coders: Sequence[EntropyCoder], spool: Spool) -> Part:
-    """A tensor quantised and coded by the coder that takes fewest bytes; its stream is in the spool."""
+def quantized(
+    name: str, tensor: Tensor, quantizer: Quantizer, coders: Sequence[EntropyCoder], spool: Spool
+) -> list[Part]:
+    """A tensor quantised and coded, by each of the coders; the streams are in the spool."""
     size = tuple(tensor.shape)
     found = quantizer.quantize(tensor, name)
     _check_range(name, tensor.dtype, found)
     symbols = found.symbols.cpu().contiguous().numpy().reshape(-1)
-    streams = [(coder.encode(symbols, row_length(size)), coder) for coder in coders]
-    stream, coder = min(streams, key=lambda pair: pair[0].nbytes + 8 * len(pair[0].lengths))
     told = quantizer.channel_steps(tensor, name)
     steps = bytes_of(found.steps.to(torch.float32)) if told is None else packed(told)
-    head: Bytes = np.concatenate([stream.table, steps, _index(stream)])
     channels = None if told is None else told.axis
-    group = Group(tensor.dtype, coder=coder.config(), quantizer=quantizer.config(), channels=channels)
-    record = Record(group, size, found.steps.numel(), stream.table.nbytes, stream.segment_log2, crc32c(head))
-    return _spooled(record, [head, stream.payload], spool)
+    parts = []
+    for coder in coders:
+        stream = coder.encode(symbols, row_length(size))
+        head: Bytes = np.concatenate([stream.table, steps, _index(stream)])
+        group = Group(tensor.dtype, coder=coder.config(), quantizer=quantizer.config(), channels=channels)
+        record = Record(group, size, found.steps.numel(), stream.table.nbytes, stream.segment_log2, crc32c(head))
+        parts.append(_spooled(record, [head, stream.payload], spool))
+    return parts
+
+
+def fewest_bytes(choices: Mapping[str, Sequence[Part]]) -> dict[str, Part]:
+    """One part of each tensor, such that the file is smallest.
+
+    The header describes a coder once, which in a small model costs more than it may save. So each set of coders is
+    counted; of equal ones the smaller set, then the coders named first.
+
+    Args:
+        choices: of each tensor, one part for each coder, or a single one.
+    """
+    coders = range(max(map(len, choices.values()), default=1))
+    found, least = {}, None
+    for count in coders:
+        for taken in combinations(coders, count + 1):
+            parts = {
+                name: min((choice[coder] for coder in taken), key=lambda part: part.nbytes)
+                if len(choice) > 1
+                else choice[0]
+                for name, choice in choices.items()
+            }
+            nbytes = sum(part.nbytes for part in parts.values()) + _described_bytes(parts)
+            if least is None or nbytes < least:
+                found, least = parts, nbytes
+    return found
+
+
+def _described_bytes(parts: Mapping[str, Part]) -> int:
+    """What the groups of these parts take in the header, where their JSON is text within JSON."""
+    groups = {json.dumps(part.record.group.to_json(), separators=(",", ":")) for part in parts.values()}
+    return sum(len(json.dumps(group)) for group in groups)
 
 
 def kept(name: str, tensor: Tensor, spool: Spool) -> Part | None:

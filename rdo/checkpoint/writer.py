@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rdo.checkpoint.container import CODES, Entry, dtype_name, planned
 from rdo.checkpoint.info import CheckpointInfo, build_info
 from rdo.checkpoint.manifest import RAW_CHECKSUMS, Manifest, least_version
-from rdo.checkpoint.parts import Part, as_it_is, is_floating, kept, quantized
+from rdo.checkpoint.parts import Part, as_it_is, fewest_bytes, is_floating, kept, quantized
 from rdo.checkpoint.spool import Spool
 from rdo.checkpoint.threads import Progress, for_each
 from rdo.checkpoint.writers import Writers
@@ -47,7 +47,8 @@ def save_compressed(
 ) -> CheckpointInfo:
     """Quantise and entropy-code a model into one file (docs/format.md). The same input gives the same bytes.
 
-    Beyond the tensors it takes memory for one large tensor at a time: bitstreams wait in a temporary file.
+    Beyond the tensors it takes memory for one large tensor at a time: bitstreams, of each coder, wait in a temporary
+    file.
 
     Of a sharded model (DTensors: FSDP2, HSDP, tensor parallelism) all processes must call it. Each codes a share of the
     tensors, rank 0 writes the file, the same as of one process, and all return what was written (docs/scaling.md).
@@ -58,8 +59,8 @@ def save_compressed(
         path: file to write, by custom ``*.rdo``. It is replaced only when the new one is complete and on the disk. With
             None nothing is written, and what would be is returned.
         quantizer: default ``UniformQuantizer(step=2**-8)``.
-        coder: an entropy coder or its registered name, default ``"rans"``. Of several, each tensor gets the one that
-            takes fewest bytes.
+        coder: an entropy coder or its registered name, default ``"rans"``. Of several, each tensor gets the one with
+            which the file takes fewest bytes.
         lossless: keep every bit instead of quantising; the coder is ``float_bits``.
         compressible: ``(name, tensor) -> bool``, which tensors to code; default :func:`is_compressible`, or if
             ``lossless`` every floating-point tensor that becomes smaller. The others, and empty ones, are stored as
@@ -93,17 +94,19 @@ def save_compressed(
     choose = compressible if compressible is not None else is_floating if lossless else is_compressible
     with Spool(writers.folder(path)) as spool:
 
-        def store(name: str) -> Part:
+        def store(name: str) -> list[Part]:
             tensor = writers.tensors[name]
             if tensor.numel() and choose(name, tensor):
-                part = kept(name, tensor, spool) if lossless else quantized(name, tensor, quantizer, coders, spool)
+                if not lossless:
+                    return quantized(name, tensor, quantizer, coders, spool)
+                part = kept(name, tensor, spool)
                 if part is not None:
-                    return part
+                    return [part]
             narrowed = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
-            return as_it_is(name, tensor, raw_dtype if raw_dtype is not None and narrowed else tensor.dtype)
+            return [as_it_is(name, tensor, raw_dtype if raw_dtype is not None and narrowed else tensor.dtype)]
 
         sizes = {name: tensor.numel() for name, tensor in writers.tensors.items()}
-        parts = writers.joined(lambda: for_each(store, sizes, progress))
+        parts = writers.joined(lambda: fewest_bytes(for_each(store, sizes, progress)))
         records = {name: parts[name].record if name in parts else owner for name, owner in writers.owners.items()}
         version = least_version(part.record for part in parts.values())
         manifest = Manifest(records, f"rdo {rdo.__version__}", version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import multiprocessing
+import threading
 import time
 
 import numpy as np
@@ -101,6 +102,31 @@ def test_threads_keep_the_order_and_raise_the_first_exception() -> None:
                 threads.share(late, range(9))
     finally:
         torch.set_num_threads(before)
+
+
+def test_nothing_runs_on_after_an_exception() -> None:
+    """What still read a file that was closed then, would read and move in the next one with its number."""
+    failed, done = threading.Event(), []
+
+    def work(number: int) -> None:
+        if number == 0:
+            failed.set()
+            raise ValueError("number 0")
+        failed.wait()
+        time.sleep(0.05)
+        done.append(number)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(ValueError, match="number 0"):
+            threads.share(work, range(100))
+        after = list(done)
+        time.sleep(0.2)
+    finally:
+        torch.set_num_threads(before)
+    assert done == after
+    assert len(done) < 10
 
 
 def _share_in_a_child(queue: multiprocessing.Queue[list[int]]) -> None:

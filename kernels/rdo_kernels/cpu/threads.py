@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
 
@@ -21,6 +21,9 @@ _own = threading.local()
 def share(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
     """``map``, results in order; of exceptions the first in order is raised, and what has not begun then never begins.
 
+    No piece of work runs on after this has returned or raised: it may use a file that is closed then, whose number
+    the process gives to another file.
+
     A piece of work that shares its own work out does it all by itself: threads do not multiply.
     """
     threads = torch.get_num_threads()
@@ -34,7 +37,14 @@ def share(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
         finally:
             _own.busy = False
 
-    return list(_pool(os.getpid(), threads).map(work, items))
+    pool = _pool(os.getpid(), threads)
+    futures = [pool.submit(work, item) for item in items]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
 
 
 @cache
