@@ -22,7 +22,7 @@ from rdo.calibration import calibrate, steps_by_sensitivity
 from rdo.channels import ChannelSteps
 from rdo.checkpoint.writer import is_compressible
 from rdo.coding_grid import CodingGrid, bits_of_counts
-from rdo.compensation import compensate, compensation_factor, in_steps
+from rdo.compensation import Factor, compensate, in_steps
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 
@@ -104,11 +104,11 @@ class CompensatedRounding:
         self._measured = calibrate(model, batches, loss, list(chosen))
         self.weights = {name: weight.detach().to(torch.float32).clone() for name, weight in chosen.items()}
         own = self._measured.channels if channels else {}
-        self._factors = {}
+        self._factors: dict[str, Factor] = {}
         for name, inputs in self._measured.inputs.items():
             steps = own[name].over(chosen[name].shape).to(inputs.device) if name in own else inputs.new_ones(())
             turned = name in self._measured.transposed and steps.ndim
-            self._factors[name] = compensation_factor(in_steps(inputs, steps.T if turned else steps))
+            self._factors[name] = Factor(in_steps(inputs, steps.T if turned else steps))
         relative = steps_by_sensitivity([self._measured.sensitivity[name] for name in chosen])
         self._grid = CodingGrid(list(chosen), list(self.weights.values()), relative, channels=own)
 
@@ -126,7 +126,7 @@ class CompensatedRounding:
         self._grid.fit(min(goal, _FINE_BITS))  # rounded to nearest; of a small file, most is not weights
         low, high = -8.0, 8.0  # too many bits, few enough
         octaves, best, least, most = 0.0, None, math.inf, 0.0
-        for _ in range(_TRIALS):
+        for trial in range(_TRIALS):
             rounded = self._at(octaves)
             found = measure(rounded)
             least = min(found, least)
@@ -136,7 +136,8 @@ class CompensatedRounding:
                     break
             else:
                 low = octaves
-            guess = octaves + (found - (1.0 - _CLOSE / 2) * goal) * 1.2
+            # At low rates an octave saves less than a bit, so strides that did not do grow.
+            guess = octaves + (found - (1.0 - _CLOSE / 2) * goal) * (1.2 + 0.3 * trial)
             octaves = guess if low < guess < high else (low + high) / 2
         if best is None:
             raise ConfigError(f"no steps give {goal:g} bits, the least found was {least:.3g}; ask for more")
@@ -178,14 +179,14 @@ class CompensatedRounding:
         return Rounded({name: symbols_of(name, weight) for name, weight in self.weights.items()}, steps, channels)
 
 
-def _rounded(scaled: Tensor, factor: Tensor | None, turned: bool, price: float) -> Tensor:
+def _rounded(scaled: Tensor, factor: Factor | None, turned: bool, price: float) -> Tensor:
     """Symbols of a tensor in units of its steps, float32 and of its size; compensated if a factor is given."""
     lengths = _code_lengths(scaled.round())
     mu = price * 2.0 * math.log(2.0) / 12.0  # of a squared error of 1 = step^2
     if factor is None:
         return _cheaper(scaled, lengths, mu)
     matrix = scaled.T if turned else scaled
-    symbols, _ = compensate(matrix, factor, lambda values, counts: _cheaper(values, lengths, mu / counts))
+    symbols, _ = compensate(matrix, factor.at(matrix), lambda values, counts: _cheaper(values, lengths, mu / counts))
     return (symbols.T if turned else symbols).contiguous()
 
 

@@ -47,7 +47,7 @@ class Measurement:
             peak, and 20 more; ``"settled"`` for 20 if these show that the sensitivities of the tensors hardly move
             against one another, as those of a model do that trains on, and as with ``"decayed"`` if not; while the
             learning rate rises and all gradients still point the same way, another 20 decide.
-        inputs: whether to record the inputs of matrices; not if a settled model is rounded early.
+        inputs: whether to record the inputs of matrices.
         channels: whether to measure rows and columns too; not for sharded weights.
 
     Raises:
@@ -111,7 +111,7 @@ class Measurement:
         # While the learning rate rises, a model with a new task may just not have moved yet.
         moved = 0.0 < self._rate <= self._earlier_rate or float(self._direction.square().sum()) < AGREEMENT * squares
         if settled and moved:
-            self.start, self._wanted, self._comparing = step, False, False
+            self.start, self._comparing = step, False
         else:
             self._forget(comparing=settled)
 
@@ -121,14 +121,17 @@ class Measurement:
         self._squares.zero_()
         self._direction.zero_()
         self.channels.clear()
+        if self.recorder is not None:
+            self.recorder.stop()
+            self.recorder = None
 
     def after_step(self, step: int) -> bool:
-        """Whether weights are to be rounded now; records the inputs of the steps to come if that is near."""
+        """Whether weights are to be rounded now; records the inputs of the steps to come if that may be near."""
         if self._comparing and step % (MEASURED_STEPS // 2) == 0:
             self._compare(step)
         if self.start is not None and step >= self.start:
             return True
-        if self._near(step) and self._wanted and self.recorder is None:
+        if self._wanted and self.recorder is None and (self._comparing or self._near(step)):
             self.recorder = InputRecorder(self._model, self._weights)
         return False
 

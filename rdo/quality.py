@@ -150,11 +150,13 @@ class QualityTarget(SizeTarget):
         self._peak, self._stride, self._error = (float(state[key]) for key in ("peak", "stride", "error"))
         super().load_state_dict(state)
 
-    def _calibrate(self, *, first: bool) -> None:
-        if first:  # later the loss says what entropy the weights may have; no file is asked
-            self.goal_bits = self.bits_per_parameter
-            self._ready().fit(self.goal_bits)
-            self._entropy = self._ready().entropy_bits()
+    def _begin(self, fit: Callable[[float], None]) -> None:
+        self.goal_bits = self.bits_per_parameter
+        fit(self.goal_bits)
+        self._entropy = self._ready().entropy_bits()
+
+    def _learn_goal(self) -> None:
+        """No file is asked: the loss says what entropy the weights may have."""
 
     def _measured(self) -> float:
         training = self._module.training

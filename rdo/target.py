@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -29,7 +29,7 @@ from rdo.channels import channels_of
 from rdo.checkpoint import CheckpointInfo
 from rdo.checkpoint.writer import SMALLEST, Coder
 from rdo.coding_grid import CodingGrid, blank_state
-from rdo.compensation import compensate_weights
+from rdo.compensation import Compensation
 from rdo.constraint import RateConstraint
 from rdo.errors import ConfigError
 from rdo.hardening import HARDENING, Hardening, Softness
@@ -69,14 +69,14 @@ class SizeTarget:
         pressure: length of the rate's gradient relative to that of the loss; 0 for no rate term.
         allocation: steps of the tensors relative to one another: ``"sensitivity"`` as above, ``"scale"`` in proportion
             to the root mean square of their weights, ``"equal"`` one step for all.
-        compensated: when rounding begins late, or after ``start`` steps, let the columns of each matrix make good for
-            the rounding of those before (:func:`rdo.compensation.compensate`), by the inputs seen in the steps before.
-            Not for sharded parameters.
+        compensated: when rounding begins, let the columns of each matrix make good for the rounding of those before
+            (:class:`rdo.compensation.Compensation`), by the inputs seen in the steps before: float32 [in, in] for each
+            matrix, in those steps. Not for sharded parameters.
         start: when the loss begins to see rounded weights (:class:`rdo.measurement.Measurement`): after so many steps;
             ``"decayed"``, when the learning rate has fallen to 0.4 of its peak, and 20 steps more; or ``"settled"``,
             after 20 steps if the model trains on at what it did before, else as ``"decayed"``.
-        hardening, softness: how many optimizer steps weights take to harden, from the first rounding on unless that is
-            compensated, and how they are soft (:class:`rdo.hardening.Hardening`). Until then the model is not yet what
+        hardening, softness: if the first rounding is not compensated, how many optimizer steps weights take to harden
+            from then on, and how they are soft (:class:`rdo.hardening.Hardening`). Until then the model is not yet what
             would be decoded. 0 rounds at once.
         channels: whether rows or columns of a matrix have steps of their own, relative to the tensor's and by their own
             mean squared gradient, where that saves bits. By default if ``context`` is among the coders: one table for a
@@ -164,16 +164,16 @@ class SizeTarget:
             channels = self.measurement.channels.steps()
             self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, relative, channels=channels)
             self.measurement.channels.clear()
-            self._calibrate(first=True)
-            if self.measurement.recorder is not None:
+            fit, recorder = self.grid.fit, self.measurement.recorder
+            if recorder is not None:
                 if has_replicas():
-                    self.measurement.recorder.add_replicas()
-                compensate_weights(self.grid, self.measurement.recorder)
-                self.measurement.recorder = None
+                    recorder.add_replicas()
+                fit, self.measurement.recorder = Compensation(self.grid, recorder).fit, None
                 self._hardening.end()
+            self._begin(fit)
         else:
             if self.step & (self.step - 1) == 0:
-                self._calibrate(first=False)
+                self._learn_goal()
             if self.step % _COUNTED == 0:
                 self._entropy = self.grid.entropy_bits()
                 self.grid.move(((self._entropy - self.goal_bits) * _GAIN).clamp(-_STRIDE, _STRIDE))
@@ -273,18 +273,20 @@ class SizeTarget:
             )
         return self.grid
 
-    def _calibrate(self, *, first: bool) -> None:
+    def _begin(self, fit: Callable[[float], None]) -> None:
+        """Choose the first steps, with what scales them such that the weights have so many bits."""
+        # Of a small file much is header: more bits than the weights have could not be fitted.
+        self.goal_bits = min(self.bits_per_parameter, _FIRST_BITS)
+        for _ in range(2):
+            fit(self.goal_bits)
+            self._learn_goal()
+        fit(self.goal_bits)
+
+    def _learn_goal(self) -> None:
         """Learn from a file what entropy the weights must have for the size: coders and headers have their cost."""
         grid = self._ready()
-        # Of a small file much is header: more bits than the weights have could not be fitted.
-        self.goal_bits = self.goal_bits or min(self.bits_per_parameter, _FIRST_BITS)
-        for _ in range(2 if first else 1):
-            if first:
-                grid.fit(self.goal_bits)
-            quantizer, entropy = grid.quantizer(self.bits_per_parameter), float(grid.entropy_bits())
-            self.goal_bits = self._file.goal_bits(quantizer, self.budget_bytes, entropy, grid.count)
-        if first:
-            grid.fit(self.goal_bits)
+        quantizer, entropy = grid.quantizer(self.bits_per_parameter), float(grid.entropy_bits())
+        self.goal_bits = self._file.goal_bits(quantizer, self.budget_bytes, entropy, grid.count)
 
     @contextmanager
     def _unrounded(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from rdo.channel_sensitivity import ChannelSensitivity
 from rdo.channels import ChannelSteps, channels_of
 from rdo.coding_grid import CodingGrid
 from rdo.compensated_rounding import CompensatedRounding, Rounded
-from rdo.compensation import compensate, compensation_factor, in_steps
+from rdo.compensation import Factor, compensate, in_steps
 from rdo.errors import ConfigError
 
 SIZE = 64
@@ -107,8 +107,8 @@ def test_compensation_in_steps_of_columns_has_the_error_of_the_weights_themselve
         left = matrix - rounded
         return float((left @ gram * left).sum())
 
-    symbols, _ = compensate(matrix / steps, compensation_factor(in_steps(gram, steps)), lambda c, _: c.round())
-    wrong, _ = compensate(matrix / steps, compensation_factor(gram), lambda c, _: c.round())
+    symbols, _ = compensate(matrix / steps, Factor(in_steps(gram, steps)).at(matrix / steps), lambda c, _: c.round())
+    wrong, _ = compensate(matrix / steps, Factor(gram).at(matrix / steps), lambda c, _: c.round())
     nearest = error((matrix / steps).round() * steps)
     assert error(symbols * steps) < 0.8 * nearest
     assert error(symbols * steps) < 0.95 * error(wrong * steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import rdo
 from rdo.calibration import calibrate
 from rdo.coders import Histogram
 from rdo.compensated_rounding import CompensatedRounding
-from rdo.compensation import compensate, compensation_factor
+from rdo.compensation import Factor, compensate
 from rdo.errors import ConfigError
 from rdo.rounding import mean_loss, round_to_entropy, round_to_loss, round_to_size
 
@@ -29,7 +30,13 @@ def inputs_of(size: int, seed: int = 0) -> Tensor:
 
 def obs(matrix: Tensor, inputs: Tensor) -> Tensor:
     """Optimal Brain Surgeon column by column: the inverse Hessian of what is left is taken anew for every column."""
-    hessian = inputs.double() + 0.01 * inputs.double().diagonal().mean() * torch.eye(len(inputs), dtype=torch.float64)
+    plain = inputs.double() + 0.01 * inputs.double().diagonal().mean() * torch.eye(len(inputs), dtype=torch.float64)
+    # What of an input those after it do not explain, and the error of rounding relative to the weights.
+    left = [1.0 / torch.linalg.inv(plain[at:, at:])[0, 0] for at in range(len(inputs))]
+    unexplained = float(torch.stack(left).mean() / inputs.diagonal().mean())
+    errors = float((matrix - matrix.round()).square().mean() / matrix.square().mean())
+    damping = max(2.0 ** (round(2.0 * math.log2(unexplained * errors)) / 2.0), 0.01)
+    hessian = plain + (damping - 0.01) * inputs.double().diagonal().mean() * torch.eye(len(inputs), dtype=torch.float64)
     left, symbols = matrix.double().clone(), torch.empty_like(matrix, dtype=torch.float64)
     for column in range(matrix.shape[1]):
         inverse = torch.linalg.inv(hessian[column:, column:])
@@ -44,7 +51,7 @@ def test_compensated_columns_against_the_direct_computation(size: int) -> None:
     x = inputs_of(size)
     gram = x.T @ x / len(x)
     matrix = 3.0 * torch.randn(17, size, generator=torch.Generator().manual_seed(1))
-    symbols, values = compensate(matrix, compensation_factor(gram), lambda column, _: column.round())
+    symbols, values = compensate(matrix, Factor(gram).at(matrix), lambda column, _: column.round())
     expected = obs(matrix, gram)
     assert float((symbols.double() != expected).float().mean()) < 0.002, "but for values half-way between two symbols"
     assert torch.equal(values.round(), symbols)
@@ -54,7 +61,7 @@ def test_compensated_columns_against_the_direct_computation(size: int) -> None:
 
 def test_without_correlation_nothing_is_compensated() -> None:
     matrix = 3.0 * torch.randn(7, 30, generator=torch.Generator().manual_seed(1))
-    symbols, values = compensate(matrix, compensation_factor(torch.eye(30)), lambda column, _: column.round())
+    symbols, values = compensate(matrix, Factor(torch.eye(30)).at(matrix), lambda column, _: column.round())
     assert torch.equal(symbols, matrix.round())
     torch.testing.assert_close(values, matrix)
 

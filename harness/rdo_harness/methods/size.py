@@ -29,7 +29,7 @@ class SizeTraining(Method):
         allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
         compensated: whether the first rounding is compensated, as by GPTQ.
         channels: with "context" among these, whether rows or columns of matrices have steps of their own.
-        hardening: optimizer steps in which rounded weights harden, from the first rounding on.
+        hardening: optimizer steps in which rounded weights harden, from the first rounding on if not compensated.
         softness: how they are soft until then: "blend" or "noise".
         start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
         distilled: share of the loss that asks for the answers of the normally trained model, which costs one more
@@ -74,10 +74,10 @@ class SizeTraining(Method):
                     distilled=self.distilled,
                     coders=self.coders,
                     channels=self.channels,
-                    # A first rounding that is compensated has none.
-                    hardening=0 if self.start == "decayed" and self.compensated else self.hardening,
+                    hardening=0 if self.compensated else self.hardening,
                     softness=self.softness,
-                    revision=2 if self.start == "settled" else 1,  # decided after 40 steps at first, then 20
+                    # Of "settled": decided after 40 steps at first, then 20. Of compensation: without damping at first.
+                    revision=3 if self.compensated else 2 if self.start == "settled" else 1,
                 ),
                 quantizer=None,
                 sparsity=sparsity,
