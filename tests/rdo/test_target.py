@@ -302,6 +302,29 @@ def test_compensation_leaves_less_error_than_rounding_alone() -> None:
     assert losses[1] < 0.9 * losses[0]
 
 
+@pytest.mark.parametrize("bits", [1.2, 2.0])
+@pytest.mark.parametrize("start", [30, "settled"])
+def test_a_compensated_rounding_has_the_size(bits: float, start: int | str) -> None:
+    """What is added to weights to make good for others takes bits, which the first steps have to leave room for."""
+    torch.manual_seed(0)
+    mixed = torch.randn(SIZE, 6) @ torch.randn(6, SIZE) + 0.3 * torch.eye(SIZE)
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    options = {"start": start, "pressure": 0.0}
+    handle = rdo.attach(optimizer, model, bits_per_parameter=bits, verbose=False, target_options=options)
+    assert isinstance(handle, TargetAttachment)
+    step = 0
+    while handle.target.grid is None:
+        inputs, labels = batch(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs @ mixed), labels).backward()
+        optimizer.step()
+        step += 1
+    assert step == (start if isinstance(start, int) else 20)
+    file = rdo.save_compressed(model, None, quantizer=handle.quantizer(), coder=["rans", "context"])
+    assert file.bits_per_parameter == pytest.approx(bits, rel=0.015)
+
+
 def test_a_skipped_step_changes_nothing() -> None:
     model, optimizer, handle = sized()
     train(model, optimizer, range(40))
