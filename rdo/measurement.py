@@ -31,6 +31,12 @@ AGREEMENT = 1.0
 moves as far as it wants to: 1 if each points in a direction of its own, less if a step takes back what the one before
 has done, the number of steps if all agree. A small GPT that trains on has 0.6, MiniLM with a new classifier 2, and 5 as
 long as the learning rate is almost zero."""
+ROOM = 0.25
+"""How far weights must be able to move, relative to their size, to find their own way out of a rounding: what they
+moved in ten steps, times a tenth of the steps that are left. With less, the rounding is compensated. A small GPT and a
+small Llama have 0.06 to 0.09 in 80 steps at a learning rate of 3e-4, 0.2 at 1e-3, and 0.35 to 0.5 in 300 at 1e-3."""
+_STEPS_LEFT = 200
+"""At most, and where the learning rate does not fall."""
 _SKETCH = 256
 """Numbers that stand for the direction of a gradient; its length in them is right within 9 % (one standard error)."""
 
@@ -47,7 +53,8 @@ class Measurement:
             peak, and 20 more; ``"settled"`` for 20 if these show that the sensitivities of the tensors hardly move
             against one another, as those of a model do that trains on, and as with ``"decayed"`` if not; while the
             learning rate rises and all gradients still point the same way, another 20 decide.
-        inputs: whether to record the inputs of matrices.
+        inputs: whether to record the inputs of matrices; they are dropped if a settled model is rounded early and its
+            weights have :data:`ROOM`.
         channels: whether to measure rows and columns too; not for sharded weights.
 
     Raises:
@@ -76,6 +83,8 @@ class Measurement:
         self._squares = torch.zeros(2, 2, len(weights), dtype=torch.float64, device=first.device)
         self._half = 0
         self._direction = self._squares.new_zeros(_SKETCH)
+        self._place = self._squares.new_zeros(len(weights), _SKETCH)
+        self._falling = 0
         self._rate = self._earlier_rate = 0.0
         self.channels = ChannelSensitivity(weights if channels else {})
 
@@ -93,7 +102,8 @@ class Measurement:
             self.start = step + MEASURED_STEPS
         if self._comparing:
             self._rate = largest_rate(optimizer)
-            self._direction += self._sketch(self._shards.known_gradients())
+            self._falling = self._falling + 1 if self._rate < self._decayed.peak else 0
+            self._direction += self._sketches(self._shards.known_gradients()).sum(0)
         if self._comparing or self._near(step):
             self._squares[self._half, step % 2] += self._mean_squares(self._shards.known_gradients())
             self.channels.add()
@@ -102,6 +112,7 @@ class Measurement:
         """Compare the sensitivities of the two halves of the first steps, once there are both."""
         if self._half == 0:
             self._half, self._earlier_rate = 1, self._rate
+            self._place = self._sketches(self._shards.parts())
             return
         counts = torch.tensor([weight.numel() for weight in self._weights.values()], dtype=torch.float64)
         share = counts / counts.sum()
@@ -112,6 +123,8 @@ class Measurement:
         moved = 0.0 < self._rate <= self._earlier_rate or float(self._direction.square().sum()) < AGREEMENT * squares
         if settled and moved:
             self.start, self._comparing = step, False
+            if self.recorder is not None and self._room() >= ROOM:
+                self._drop_inputs()
         else:
             self._forget(comparing=settled)
 
@@ -121,9 +134,23 @@ class Measurement:
         self._squares.zero_()
         self._direction.zero_()
         self.channels.clear()
+        self._drop_inputs()
+
+    def _drop_inputs(self) -> None:
         if self.recorder is not None:
             self.recorder.stop()
             self.recorder = None
+
+    def _room(self) -> float:
+        """How far the weights will move, relative to their size, at the pace of the last ten steps."""
+        counts = torch.tensor([weight.numel() for weight in self._weights.values()], dtype=torch.float64)
+        moved = (self._sketches(self._shards.parts()) - self._place).square().sum(1).cpu() / counts
+        sizes = self._mean_squares(self._shards.parts()).cpu()
+        pace = float((counts * (moved / sizes.clamp(min=1e-300)).sqrt()).sum() / counts.sum())
+        left = float(_STEPS_LEFT)
+        if self._falling:  # in a straight line, from its peak to zero
+            left = min(left, self._falling * self._rate / (self._decayed.peak - self._rate))
+        return pace * left / (MEASURED_STEPS // 2)
 
     def after_step(self, step: int) -> bool:
         """Whether weights are to be rounded now; records the inputs of the steps to come if that may be near."""
@@ -153,6 +180,8 @@ class Measurement:
             "peak": self._decayed.peak,
             "rates": [self._earlier_rate, self._rate],
             "direction": self._direction.tolist(),
+            "place": self._place.tolist() if self._half else None,
+            "falling": self._falling,
             "squares": self._squares.tolist(),
             "channels": self.channels.state_dict(),
             "inputs": None if self.recorder is None else self.recorder.state_dict(),
@@ -167,6 +196,9 @@ class Measurement:
         self.channels.load_state_dict(state["channels"])
         self._earlier_rate, self._rate = map(float, state["rates"])
         self._direction.copy_(torch.tensor(state["direction"], dtype=torch.float64))
+        if state["place"] is not None:
+            self._place.copy_(torch.tensor(state["place"], dtype=torch.float64))
+        self._falling = int(state["falling"])
         if state["inputs"] is not None:
             self.recorder = InputRecorder(self._model, self._weights)
             self.recorder.load_state_dict(state["inputs"])
@@ -174,10 +206,10 @@ class Measurement:
     def _near(self, step: int) -> bool:
         return self.start is not None and step >= self.start - MEASURED_STEPS
 
-    def _sketch(self, parts: Sequence[Tensor | None]) -> Tensor:
-        """Random sums of all elements, float64 [256], the same ones in every step: the count sketch.
+    def _sketches(self, parts: Sequence[Tensor | None]) -> Tensor:
+        """Random sums of the elements of each tensor, float64 [T, 256], the same in every step: the count sketch.
 
-        Its squared length is on the mean that of all elements (Charikar, Chen and Farach-Colton, ICALP 2002).
+        Its squared length is on the mean that of the elements (Charikar, Chen and Farach-Colton, ICALP 2002).
         """
         sums = self._squares.new_zeros(len(parts), _SKETCH)
         for number, part in enumerate(parts):
@@ -188,7 +220,7 @@ class Measurement:
                 signs = torch.randint(2, (part.numel(),), generator=generator, device=part.device)
                 elements = part.reshape(-1).to(torch.float32) * (2 * signs - 1)
                 sums[number] = pad(elements, (0, -len(elements) % _SKETCH)).view(-1, _SKETCH).sum(0)
-        return self._shards.sums(sums).sum(0)
+        return self._shards.sums(sums)
 
     def _mean_squares(self, parts: Sequence[Tensor | None]) -> Tensor:
         """Mean of the squares of whole tensors from what each process holds of them, float64 [T]; 0 without one."""

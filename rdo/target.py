@@ -70,14 +70,14 @@ class SizeTarget:
         allocation: steps of the tensors relative to one another: ``"sensitivity"`` as above, ``"scale"`` in proportion
             to the root mean square of their weights, ``"equal"`` one step for all.
         compensated: when rounding begins, let the columns of each matrix make good for the rounding of those before
-            (:class:`rdo.compensation.Compensation`), by the inputs seen in the steps before: float32 [in, in] for each
-            matrix, in those steps. Not for sharded parameters.
+            (:class:`rdo.compensation.Compensation`), by the inputs of the steps before: float32 [in, in] for each
+            matrix. Of a settled model only if its weights lack :data:`rdo.measurement.ROOM`. Not for sharded ones.
         start: when the loss begins to see rounded weights (:class:`rdo.measurement.Measurement`): after so many steps;
             ``"decayed"``, when the learning rate has fallen to 0.4 of its peak, and 20 steps more; or ``"settled"``,
             after 20 steps if the model trains on at what it did before, else as ``"decayed"``.
-        hardening, softness: if the first rounding is not compensated, how many optimizer steps weights take to harden
-            from then on, and how they are soft (:class:`rdo.hardening.Hardening`). Until then the model is not yet what
-            would be decoded. 0 rounds at once.
+        hardening, softness: where the first rounding is not compensated, how many optimizer steps weights take to
+            harden from then on, and how they are soft (:class:`rdo.hardening.Hardening`). Until then the model is not
+            yet what would be decoded. 0 rounds at once.
         channels: whether rows or columns of a matrix have steps of their own, relative to the tensor's and by their own
             mean squared gradient, where that saves bits. By default if ``context`` is among the coders: one table for a
             tensor cannot tell them apart. Not for sharded parameters.

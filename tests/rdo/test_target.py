@@ -325,6 +325,28 @@ def test_a_compensated_rounding_has_the_size(bits: float, start: int | str) -> N
     assert file.bits_per_parameter == pytest.approx(bits, rel=0.015)
 
 
+@pytest.mark.parametrize(
+    ("rate", "steps", "compensated"),
+    [(1e-3, 1000, False), (1e-3, 40, True), (3e-5, 1000, True), (3e-5, None, True), (1e-3, None, False)],
+)
+def test_a_settled_model_is_compensated_if_its_weights_have_no_room(
+    rate: float, steps: int | None, compensated: bool
+) -> None:
+    """A learning rate that is small, or falls to zero soon. None: it is constant, and no one knows how long."""
+    model = Two(1000)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    for step in range(60):  # until gradients do not agree any longer
+        train(model, optimizer, range(step, step + 1))
+    handle = rdo.attach(optimizer, model, bits_per_parameter=6.0, verbose=False)
+    assert isinstance(handle, TargetAttachment)
+    for step in range(20):
+        optimizer.param_groups[0]["lr"] = rate * (1.0 - step / steps if steps else 1.0)
+        train(model, optimizer, range(step, step + 1))
+    assert handle.target.grid is not None
+    assert (handle.target._hardening.hardness == 1.0) == compensated
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
 def test_a_skipped_step_changes_nothing() -> None:
     model, optimizer, handle = sized()
     train(model, optimizer, range(40))

@@ -47,7 +47,6 @@ class BackSlashToQuality(Method):
             start="settled",
             compensated=True,
             coders=self.coders,
-            revision=3,  # as of a training to a size
         )
         return [
             OperatingPoint(rate=replace(settings, increase=increase), quantizer=None) for increase in self.increases

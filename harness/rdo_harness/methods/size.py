@@ -74,10 +74,10 @@ class SizeTraining(Method):
                     distilled=self.distilled,
                     coders=self.coders,
                     channels=self.channels,
-                    hardening=0 if self.compensated else self.hardening,
+                    # A late first rounding that is compensated has none.
+                    hardening=0 if self.start == "decayed" and self.compensated else self.hardening,
                     softness=self.softness,
-                    # Of "settled": decided after 40 steps at first, then 20. Of compensation: without damping at first.
-                    revision=3 if self.compensated else 2 if self.start == "settled" else 1,
+                    revision=self._revision(),
                 ),
                 quantizer=None,
                 sparsity=sparsity,
@@ -85,6 +85,12 @@ class SizeTraining(Method):
             for bits in self.bits
             for sparsity in self.sparsities
         ]
+
+    def _revision(self) -> int:
+        """Of what rows were made by: "settled" was decided after 40 steps at first; compensation had no damping."""
+        if self.start == "settled":
+            return 2
+        return 3 if self.compensated else 1
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
         assert point.rate is not None
