@@ -21,6 +21,8 @@ from rdo.coders.float_bits import FloatBits
 from rdo.errors import ConfigError, SymbolOverflowError
 from rdo.quantizers import QuantizedTensor, Quantizer, row_length
 
+Sizes = dict[str, list[tuple[str, int]]]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -77,7 +79,15 @@ def quantized(
     return parts
 
 
-def fewest_bytes(choices: Mapping[str, Sequence[Part]]) -> dict[str, Part]:
+def sizes_of(choices: Mapping[str, Sequence[Part]]) -> Sizes:
+    """What the header says of the group of each part, and the bytes of the part."""
+    return {
+        name: [(json.dumps(part.record.group.to_json(), separators=(",", ":")), part.nbytes) for part in choice]
+        for name, choice in choices.items()
+    }
+
+
+def fewest_bytes(choices: Mapping[str, Sequence[Part]], sizes: Sizes) -> dict[str, Part]:
     """One part of each tensor, such that the file is smallest.
 
     The header describes a coder once, which in a small model costs more than it may save. So each set of coders is
@@ -85,27 +95,22 @@ def fewest_bytes(choices: Mapping[str, Sequence[Part]]) -> dict[str, Part]:
 
     Args:
         choices: of each tensor, one part for each coder, or a single one.
+        sizes: :func:`sizes_of` all tensors of the file, in the same order for all processes.
     """
-    coders = range(max(map(len, choices.values()), default=1))
+    coders = range(max(map(len, sizes.values()), default=1))
     found, least = {}, None
     for count in coders:
         for taken in combinations(coders, count + 1):
-            parts = {
-                name: min((choice[coder] for coder in taken), key=lambda part: part.nbytes)
-                if len(choice) > 1
-                else choice[0]
-                for name, choice in choices.items()
+            index = {
+                name: min(taken, key=lambda coder: choice[coder][1]) if len(choice) > 1 else 0
+                for name, choice in sizes.items()
             }
-            nbytes = sum(part.nbytes for part in parts.values()) + _described_bytes(parts)
+            groups = {sizes[name][at][0] for name, at in index.items()}
+            # Their JSON is text within JSON.
+            nbytes = sum(sizes[name][at][1] for name, at in index.items()) + sum(len(json.dumps(g)) for g in groups)
             if least is None or nbytes < least:
-                found, least = parts, nbytes
-    return found
-
-
-def _described_bytes(parts: Mapping[str, Part]) -> int:
-    """What the groups of these parts take in the header, where their JSON is text within JSON."""
-    groups = {json.dumps(part.record.group.to_json(), separators=(",", ":")) for part in parts.values()}
-    return sum(len(json.dumps(group)) for group in groups)
+                found, least = index, nbytes
+    return {name: choice[found[name]] for name, choice in choices.items()}
 
 
 def kept(name: str, tensor: Tensor, spool: Spool) -> Part | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rdo.checkpoint.container import CODES, Entry, dtype_name, planned
 from rdo.checkpoint.info import CheckpointInfo, build_info
 from rdo.checkpoint.manifest import RAW_CHECKSUMS, Manifest, least_version
-from rdo.checkpoint.parts import Part, as_it_is, fewest_bytes, is_floating, kept, quantized
+from rdo.checkpoint.parts import Part, as_it_is, is_floating, kept, quantized
 from rdo.checkpoint.spool import Spool
 from rdo.checkpoint.threads import Progress, for_each
 from rdo.checkpoint.writers import Writers
@@ -106,7 +106,7 @@ def save_compressed(
             return [as_it_is(name, tensor, raw_dtype if raw_dtype is not None and narrowed else tensor.dtype)]
 
         sizes = {name: tensor.numel() for name, tensor in writers.tensors.items()}
-        parts = writers.joined(lambda: fewest_bytes(for_each(store, sizes, progress)))
+        parts = writers.joined(lambda: for_each(store, sizes, progress))
         records = {name: parts[name].record if name in parts else owner for name, owner in writers.owners.items()}
         version = least_version(part.record for part in parts.values())
         manifest = Manifest(records, f"rdo {rdo.__version__}", version)

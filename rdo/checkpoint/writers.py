@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rdo.checkpoint.container import Bytes, Plan
 from rdo.checkpoint.manifest import Manifest, entry_name, parse_metadata
-from rdo.checkpoint.parts import Part
+from rdo.checkpoint.parts import Part, Sizes, fewest_bytes, sizes_of
 from rdo.errors import ConfigError
 from rdo.messages import receive, send, together, told
 from rdo.sharding import is_sharded, local_part, message_device, whole
@@ -64,16 +64,22 @@ class Writers:
         """Where this process keeps its bitstreams: beside the file if it writes that, otherwise as ``TMPDIR`` says."""
         return Path(tempfile.gettempdir()) if path is None or self._rank else Path(os.path.realpath(path)).parent
 
-    def joined(self, make: Callable[[], dict[str, Part]]) -> dict[str, Part]:
-        """The parts of all tensors, of which ``make`` makes those of this process. Rank 0 can read all of them, once
-        and in the order in which a file has them; the others only their own.
+    def joined(self, make: Callable[[], Mapping[str, Sequence[Part]]]) -> dict[str, Part]:
+        """The parts of all tensors that make the smallest file, of those among which ``make`` leaves the choice for the
+        tensors of this process. Rank 0 can read all of them, once and in the order in which a file has them; the others
+        only their own.
 
         Raises:
             What ``make`` raises; CheckpointError on the processes where it does not, if it does on another.
         """
         if self._device is None:
-            return make()
-        mine = together(make, self._device)
+            choices = make()
+            return fewest_bytes(choices, sizes_of(choices))
+        choices = together(make, self._device)
+        sizes: Sizes = {}
+        for theirs in told(sizes_of(choices), self._device):
+            sizes |= theirs
+        mine = fewest_bytes(choices, sizes)
         message = {
             "manifest": Manifest({name: part.record for name, part in mine.items()}, "").to_metadata(),
             "parts": [[part.nbytes, part.checksums] for part in mine.values()],
