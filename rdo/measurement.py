@@ -112,7 +112,8 @@ class Measurement:
         """Compare the sensitivities of the two halves of the first steps, once there are both."""
         if self._half == 0:
             self._half, self._earlier_rate = 1, self._rate
-            self._place = self._sketches(self._shards.parts())
+            if self.recorder is not None:  # only then is it asked how far weights have moved since
+                self._place = self._sketches(self._shards.parts())
             return
         counts = torch.tensor([weight.numel() for weight in self._weights.values()], dtype=torch.float64)
         share = counts / counts.sum()
