@@ -15,10 +15,11 @@ from rdo.coders.fixed_length import FixedLength
 from rdo.coders.huffman import Huffman
 from rdo_harness import run as runner
 from rdo_harness.cells import Cell, cells
-from rdo_harness.methods.pruning import prune_smallest
+from rdo_harness.methods.pruning import prune, prune_smallest
 from rdo_harness.methods.rtn import RoundToNearest
 from rdo_harness.results import append_row, read_rows
 from rdo_harness.suite import Suite, parse_suite
+from tests.harness.conftest import TinyArchitecture
 
 
 class Recorder:
@@ -237,6 +238,17 @@ def test_pruning_zeroes_exactly_the_smallest() -> None:
     ties = [torch.nn.Parameter(torch.ones(10))]
     prune_smallest(ties, 0.3)
     assert ties[0].tolist() == [0.0] * 3 + [1.0] * 7
+
+
+@pytest.mark.parametrize(("scope", "zeros"), [("tensor", [5, 5]), ("model", [10, 0])])
+def test_a_share_is_pruned_of_each_tensor_or_of_the_model(scope: str, zeros: list[int]) -> None:
+    model = torch.nn.ModuleDict({"small": torch.nn.Linear(5, 2), "large": torch.nn.Linear(2, 5)})
+    with torch.no_grad():
+        model["small"].weight.copy_(torch.linspace(0.1, 0.4, 10).view(2, 5))
+        model["large"].weight.copy_(-torch.linspace(0.5, 0.8, 10).view(5, 2))
+    prune(model, 0.5, TinyArchitecture(), scope)
+    assert [int((model[name].weight == 0).sum()) for name in ("small", "large")] == zeros
+    assert model["large"].bias.count_nonzero() == 5, "biases are not compressible"
 
 
 def test_rows_are_valid_json_without_nan(tiny_suite: Suite, tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_shares_to_prune_are_checked() -> None:
     for sparsities in ((), (1.0,), (-0.1,)):
         with pytest.raises(ConfigError, match="between 0 and 1"):
             BackSlashToSize(bits=(1.0,), sparsities=sparsities)
+    with pytest.raises(ConfigError, match="scope must be 'tensor' or 'model', got 'layer'"):
+        BackSlashToSize(bits=(1.0,), scope="layer")
 
 
 def test_a_teacher_with_all_of_the_loss_overrules_wrong_labels(tiny: None, tmp_path: Path) -> None:

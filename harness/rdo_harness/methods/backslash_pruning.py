@@ -10,7 +10,7 @@ from torch import nn
 
 from rdo_harness.methods.backslash import BackSlash
 from rdo_harness.methods.base import Context, OperatingPoint
-from rdo_harness.methods.pruning import check_sparsities, prune_tensors
+from rdo_harness.methods.pruning import check_sparsities, prune
 from rdo_harness.registries import METHODS
 
 
@@ -34,5 +34,5 @@ class BackSlashPruning(BackSlash):
         return [replace(point, sparsity=sparsity) for point in super().points() for sparsity in self.sparsities]
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
-        prune_tensors(model, point.sparsity, context.architecture)
+        prune(model, point.sparsity, context.architecture)
         return super().apply(model, point, context, path)

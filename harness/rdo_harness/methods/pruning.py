@@ -23,8 +23,7 @@ class MagnitudePruning(Method):
 
     Args:
         sparsities: shares of the compressible weights to zero, each in (0, 1).
-        scope: "tensor" zeroes that share of every tensor, "model" takes one threshold for all. The second empties
-            tensors of small scale, such as a new classifier head, and was the worse one on MiniLM.
+        scope: as in :func:`prune`.
     """
 
     name: ClassVar[str] = "pruning"
@@ -34,8 +33,7 @@ class MagnitudePruning(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sparsities(self.sparsities)
-        if self.scope not in ("tensor", "model"):
-            raise ConfigError(f"scope must be 'tensor' or 'model', got {self.scope!r}")
+        check_scope(self.scope)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "scope": self.scope}
@@ -48,10 +46,7 @@ class MagnitudePruning(Method):
         ]
 
     def apply(self, model: nn.Module, point: OperatingPoint, context: Context, path: Path) -> dict[str, Any]:
-        if self.scope == "model":
-            prune_smallest(_compressible(model, context.architecture), point.sparsity)
-        else:
-            prune_tensors(model, point.sparsity, context.architecture)
+        prune(model, point.sparsity, context.architecture, self.scope)
         return super().apply(model, point, context, path)
 
 
@@ -61,10 +56,22 @@ def check_sparsities(sparsities: Sequence[float], *, or_none: bool = False) -> N
         raise ConfigError(f"sparsities must lie between 0 and 1, got {list(sparsities)}")
 
 
-def prune_tensors(model: nn.Module, sparsity: float, architecture: Architecture) -> None:
-    """Zero that share of the smallest weights of every compressible tensor, in place."""
-    for weight in _compressible(model, architecture):
-        prune_smallest([weight], sparsity)
+def check_scope(scope: str) -> None:
+    """Raise :class:`~rdo.errors.ConfigError` unless :func:`prune` knows it."""
+    if scope not in ("tensor", "model"):
+        raise ConfigError(f"scope must be 'tensor' or 'model', got {scope!r}")
+
+
+def prune(model: nn.Module, sparsity: float, architecture: Architecture, scope: str = "tensor") -> None:
+    """Zero that share of the smallest compressible weights, in place.
+
+    Args:
+        scope: "tensor" zeroes the share of every tensor, "model" takes one threshold for all. The second spares tensors
+            that need many weights, and empties those of small scale, such as a new classifier.
+    """
+    weights = [p for name, p in model.named_parameters() if architecture.compressible(name, p)]
+    for together in [weights] if scope == "model" else [[weight] for weight in weights]:
+        prune_smallest(together, sparsity)
 
 
 @torch.no_grad()
@@ -83,7 +90,3 @@ def prune_smallest(weights: list[nn.Parameter], sparsity: float) -> None:
     drop[ties[: count - int(drop.sum())]] = True
     for weight, part in zip(weights, drop.split([weight.numel() for weight in weights]), strict=True):
         weight.masked_fill_(part.view(weight.shape), 0.0)
-
-
-def _compressible(model: nn.Module, architecture: Architecture) -> list[nn.Parameter]:
-    return [p for name, p in model.named_parameters() if architecture.compressible(name, p)]

@@ -13,7 +13,7 @@ from rdo.errors import ConfigError
 from rdo.hardening import HARDENING
 from rdo_harness.config import later
 from rdo_harness.methods.base import Context, Method, OperatingPoint
-from rdo_harness.methods.pruning import check_sparsities, prune_tensors
+from rdo_harness.methods.pruning import check_scope, check_sparsities, prune
 from rdo_harness.rate_settings import RateSettings
 from rdo_harness.registries import METHODS
 
@@ -34,8 +34,9 @@ class SizeTraining(Method):
         start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
         distilled: share of the loss that asks for the answers of the normally trained model, which costs one more
             forward pass a step.
-        sparsities: shares of the weights of each tensor that are zeroed after the training, smallest first; each is a
-            point of its own, of a smaller file. 0 leaves the model as it is.
+        sparsities: shares of the weights that are zeroed after the training, smallest first; each is a point of its
+            own, of a smaller file. 0 leaves the model as it is.
+        scope: of each tensor, or of the model; see :func:`rdo_harness.methods.pruning.prune`.
     """
 
     coded_afterwards: ClassVar[bool] = False
@@ -50,15 +51,21 @@ class SizeTraining(Method):
     hardening: int = 0
     softness: str = "blend"
     sparsities: tuple[float, ...] = (0.0,)
+    scope: str = "tensor"
 
     def __post_init__(self) -> None:
         if not self.bits or self.quantizers():
             raise ConfigError("give at least one size in `bits`, and no steps: they follow from the size")
         check_sparsities(self.sparsities, or_none=True)
+        check_scope(self.scope)
         if not 0.0 <= self.distilled <= 1.0:
             raise ConfigError(f"`distilled` is a share of the loss, from 0 to 1; got {self.distilled:g}")
         if not self.label:
             object.__setattr__(self, "label", self.name)
+
+    def config(self) -> dict[str, Any]:
+        # Tensor by tensor was all there was.
+        return super().config() | ({} if self.scope == "tensor" else {"scope": self.scope})
 
     def points(self) -> list[OperatingPoint]:
         return [
@@ -96,7 +103,7 @@ class SizeTraining(Method):
         assert point.rate is not None
         assert point.rate.bits is not None
         assert context.quantizer is not None, "a training to a size leaves its steps"
-        prune_tensors(model, point.sparsity, context.architecture)
+        prune(model, point.sparsity, context.architecture, self.scope)
         quantizer = replace(context.quantizer, bits=point.rate.bits)
         rdo.save_compressed(
             model, path, quantizer=quantizer, coder=point.rate.coders, compressible=context.architecture.compressible
