@@ -121,7 +121,16 @@ def write_report(console: Console, rows: list[Row], out: Path, suite: Suite, par
     from rdo_harness.report import build
 
     trainings = _trainings(rows, out, suite)
-    built = build(rows, out, suite.name, paper=suite.paper, trainings=trainings, parquet=parquet, subject=suite.subject)
+    built = build(
+        rows,
+        out,
+        suite.name,
+        paper=suite.paper,
+        trainings=trainings,
+        parquet=parquet,
+        subject=suite.subject,
+        ablations=suite.ablations,
+    )
     built.print_summary(console)
 
 

@@ -13,7 +13,15 @@ from rdo.errors import ConfigError
 from rdo_harness import figures
 from rdo_harness.metrics import ITEM_COLUMNS
 from rdo_harness.paper_tables import paper_tables
-from rdo_harness.report_tables import Table, best_coder, operating_points, papers_presentation, saved_by, summary
+from rdo_harness.report_tables import (
+    Table,
+    best_coder,
+    operating_points,
+    papers_presentation,
+    saved_by,
+    summary,
+    taken_away,
+)
 from rdo_harness.results import Row
 
 if TYPE_CHECKING:
@@ -85,6 +93,7 @@ def build(
     trainings: Sequence[Row] = (),
     parquet: bool = False,
     subject: str = "",
+    ablations: Sequence[str] = (),
 ) -> Report:
     """Write OUT/tables/SUITE.{md,csv}, OUT/figures/SUITE*.{svg,png} and OUT/SUITE.html.
 
@@ -95,6 +104,7 @@ def build(
         trainings: rows of :mod:`rdo_harness.trainings`, for the figures that need more than points.
         parquet: write OUT/tables/SUITE.parquet too.
         subject: label of the method that the suite is about; a table says what it saves against each of the others.
+        ablations: labels of the same method with something taken away, which have a table and a figure of their own.
 
     Raises:
         ConfigError: ``parquet`` without pyarrow.
@@ -121,11 +131,13 @@ def build(
             summaries.append(summary(group, labels, anchor, where))
             tables.append(summaries[-1])
             if (group["label"] == subject).any():
-                tables.append(saved_by(group, labels, subject, where))
+                tables.append(saved_by(group, [label for label in labels if label not in ablations], subject, where))
+                if group["label"].isin(ablations).any():
+                    tables.append(taken_away(group, ablations, subject, where))
             tables += [operating_points(group, where), papers_presentation(group, labels, where)]
         tables = [*(paper_tables(rows, paper, trainings) if paper else []), *tables]
         notes = _notes(frame)
-        for drawn in figures.draw(frame, labels, trainings, paper, subject):
+        for drawn in figures.draw(frame, labels, trainings, paper, subject, ablations):
             name = f"{suite}-{drawn.name}" if drawn.name else suite
             pictures.append(Picture(drawn.caption, figures.save(drawn.figure, out / "figures", name)))
             pngs.append((out / "figures" / f"{name}.png", drawn.caption))

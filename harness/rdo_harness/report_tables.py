@@ -130,6 +130,26 @@ def summary(group: pd.DataFrame, labels: Sequence[str], anchor: str, where: str)
 
 def saved_by(group: pd.DataFrame, labels: Sequence[str], subject: str, where: str) -> Table:
     """What one method saves against each of the others, each of which is the anchor in turn."""
+    note = (
+        f"Mean change in bits at equal test cross entropy if '{subject}' takes the place of each of the others "
+        "(BD-rate as above, seed by seed, +- 95 % interval over seeds). Range: the share of the other method's own "
+        "range of cross entropy that both curves cover, mean over seeds; what is said holds there."
+    )
+    rows = _in_place_of(group, labels, subject)
+    return Table(f"What {subject} saves: {where}", note, ["in place of", "seeds", "bits", "range"], rows)
+
+
+def taken_away(group: pd.DataFrame, ablations: Sequence[str], subject: str, where: str) -> Table:
+    """What each ingredient of a method is worth: what it saves against the same without that."""
+    note = (
+        f"Mean change in bits at equal test cross entropy if '{subject}' takes the place of the same with something "
+        "taken away or exchanged: what that is worth. As in the table before."
+    )
+    rows = _in_place_of(group, ablations, subject)
+    return Table(f"Ingredients of {subject}: {where}", note, ["in place of", "seeds", "bits", "range"], rows)
+
+
+def _in_place_of(group: pd.DataFrame, labels: Sequence[str], subject: str) -> list[list[str]]:
     rows = []
     for label in labels:
         if label == subject or group[group["label"] == label].empty:
@@ -141,13 +161,7 @@ def saved_by(group: pd.DataFrame, labels: Sequence[str], subject: str, where: st
         why = next((result.reason for result in results), "no seed in common")
         shown = _percent(change) or why.replace("the anchor's", "its")  # the line's own method is the anchor
         rows.append([label, str(len(told)), shown, coverage])
-    note = (
-        f"Mean change in bits at equal test cross entropy if '{subject}' takes the place of each of the others "
-        "(BD-rate as above, seed by seed, +- 95 % interval over seeds). Where a method is the same without one "
-        "ingredient, this is what the ingredient is worth. Range: the share of the other method's own range of cross "
-        "entropy that both curves cover, mean over seeds; what is said holds there."
-    )
-    return Table(f"What {subject} saves: {where}", note, ["in place of", "seeds", "bits", "range"], rows)
+    return rows
 
 
 def _is_rate(metric: str) -> bool:

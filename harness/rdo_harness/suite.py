@@ -52,6 +52,8 @@ class Suite:
     scale: str = ""
     subject: str = ""
     """Label of the method that the suite is about; the report says what it saves against each of the others."""
+    ablations: tuple[str, ...] = ()
+    """Labels of that method with something taken away; the report has them apart from the others."""
     coders: tuple[str, ...] = RANS
     """What every file is coded with, each tensor with the one that takes fewest bytes; a method may say otherwise."""
     parts_of: str = ""
@@ -118,6 +120,7 @@ class _Header:
     seeds: tuple[int, ...] = (0,)
     paper: str = ""
     subject: str = ""
+    ablations: tuple[str, ...] = ()
     coders: tuple[str, ...] = RANS
 
 
@@ -221,11 +224,15 @@ def parse_suite(document: dict[str, Any], where: str, scale: str | None = None) 
     if not header.seeds:
         raise ConfigError(f"{where}: [suite]: give at least one seed")
     labels = {method.label for part in parts for method in part.methods}
-    if header.subject and header.subject not in labels:
-        raise ConfigError(
-            f"{where}: [suite]: no method is labelled {header.subject!r}, as `subject` says; "
-            f"{_hint(header.subject, labels)}there are: {', '.join(sorted(labels))}"
-        )
+    named = [("subject", header.subject)] if header.subject else []
+    for key, label in [*named, *(("ablations", label) for label in header.ablations)]:
+        if label not in labels:
+            raise ConfigError(
+                f"{where}: [suite]: no method is labelled {label!r}, as `{key}` says; "
+                f"{_hint(label, labels)}there are: {', '.join(sorted(labels))}"
+            )
+    if header.ablations and not header.subject:
+        raise ConfigError(f"{where}: [suite]: `ablations` are of the method that `subject` names; give that")
     return Suite(parts=tuple(parts), scale=scale or "", **vars(header))
 
 

@@ -135,6 +135,27 @@ def test_what_the_subject_saves_is_told_against_each_of_the_others(tmp_path: Pat
     assert "mine" not in lines
 
 
+def test_what_is_taken_away_from_the_subject_is_told_apart(tmp_path: Path) -> None:
+    rows = [*ROWS, *curve("without", 1.4), *curve("anchor", 1.0, architecture="llama")]
+    built = report.build(rows, tmp_path, "s", subject="mine", ablations=["without"])
+    markdown = (tmp_path / "tables" / "s.md").read_text()
+    saves = markdown.split("## What mine saves: minilm on trec")[1].split("##")[0]
+    worth = markdown.split("## Ingredients of mine: minilm on trec")[1].split("##")[0]
+    assert "without" not in saves.split("|", 1)[1]
+    assert [line.split("|")[1].strip() for line in worth.splitlines() if "%" in line and "|" in line] == ["without"]
+    assert "-50.0 %" in worth
+    assert "Ingredients of mine: llama" not in markdown
+    assert [path.name for path, _ in built.figures[:2]] == ["s.png", "s-ablations.png"]
+    frame = pd.DataFrame(rows).assign(best_coder_bits_per_parameter=lambda f: f["rans_bits_per_parameter"])
+    main, apart, *_ = figures.draw(frame, ["anchor", "mine", "without"], [], subject="mine", ablations=["without"])
+    names = [{line.get_label() for line in drawn.figure.axes[0].get_lines()} for drawn in (main, apart)]
+    assert {"anchor", "mine"} <= names[0]
+    assert "without" not in names[0]
+    assert {"mine", "without", "uncompressed, normal training"} <= names[1]
+    assert "anchor" not in names[1]
+    assert len(apart.figure.axes) == 2, "of the model that has no ablation nothing is shown"
+
+
 def test_architectures_are_kept_apart(tmp_path: Path) -> None:
     rows = [*ROWS, *curve("anchor", 1.0, architecture="llama"), *curve("mine", 0.5, architecture="llama")]
     built = report.build(rows, tmp_path, "s")
@@ -155,7 +176,7 @@ def test_destroyed_models_are_cut_off_the_figure_and_counted() -> None:
     assert figure.axes[0].get_ylim()[1] < 1.0
     hidden = sum(r["cross_entropy"] > 2 * min(q["cross_entropy"] for q in rows) for r in rows)
     [note] = figure.axes[0].texts
-    assert f"{hidden} points" in note.get_text()
+    assert f"{hidden} points are not shown" in note.get_text()
     figure.draw_without_rendering()
     assert note.get_window_extent().y0 >= figure.axes[0].get_window_extent().y1, "it would hide points"
     assert note.get_window_extent().y1 <= figure.axes[0].title.get_window_extent().y0

@@ -112,6 +112,11 @@ def test_points_of_a_suite(tiny_suite: Suite) -> None:
             lambda d: d["suite"].update(subject="normal + RTM"),
             r"no method .* as `subject` says; did you mean 'normal \+",
         ),
+        (
+            lambda d: d["suite"].update(subject="normal + RTN", ablations=["prunin"]),
+            r"no method .* as `ablations` says; did you mean 'pruning'",
+        ),
+        (lambda d: d["suite"].update(ablations=["pruning"]), r"`ablations` are of the method that `subject` names"),
     ],
 )
 def test_a_wrong_suite_says_where_and_what(document: dict[str, Any], change: Any, message: str) -> None:

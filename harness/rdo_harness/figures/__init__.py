@@ -25,6 +25,8 @@ _CAPTIONS = {
     "there are several, over test items where there is one (of more than eight methods, those have no band). Methods "
     "share the test items: their differences are surer than bands that overlap suggest. Hollow markers: fewer seeds "
     "than others have; as seeds differ, compare them seed by seed, in the tables.",
+    "ablations": "The method that the suite is about, and the same with something taken away or exchanged; else as the "
+    "figure of all methods.",
     "laws": "Histograms of the weights of all matrices after normal training, and the laws fitted to them by their "
     "moments.",
     "weights": "Histograms of the weights of all matrices after each training.",
@@ -40,7 +42,12 @@ _CAPTIONS = {
 
 
 def draw(
-    frame: pd.DataFrame, labels: Sequence[str], trainings: Sequence[Row], paper: str = "", subject: str = ""
+    frame: pd.DataFrame,
+    labels: Sequence[str],
+    trainings: Sequence[Row],
+    paper: str = "",
+    subject: str = "",
+    ablations: Sequence[str] = (),
 ) -> list[Drawn]:
     """The figures of a suite, its main one first.
 
@@ -50,6 +57,7 @@ def draw(
         trainings: rows of :mod:`rdo_harness.trainings`; without them there are no figures of weights and steps.
         paper: the table or figure of the paper that the suite repeats.
         subject: label of the method that the suite is about.
+        ablations: labels of that method with something taken away, which have a figure of their own.
     """
     lines = _lines(frame, trainings)
     normal = [row for _, row in lines if row.get("lam") is None]
@@ -74,7 +82,11 @@ def draw(
         return [Drawn("", _CAPTIONS[caption], drawing())] if paper in of_rows or normal else []
     if paper == "table3":  # of coders alone
         return []
-    drawn = [Drawn("", _CAPTIONS[""], rate_distortion(frame, labels, subject))]
+    methods = [label for label in labels if label not in ablations]
+    drawn = [Drawn("", _CAPTIONS[""], rate_distortion(frame, methods, subject))]
+    if frame["label"].isin(ablations).any():
+        apart = rate_distortion(frame, [labels[0], subject, *ablations], subject, hidden=labels[:1])
+        drawn.append(Drawn("ablations", _CAPTIONS["ablations"], apart))
     if normal and paper in ("", "table4"):
         drawn += [
             Drawn("sparsity", _CAPTIONS["sparsity"], weights.sparsity_over_depth(lines)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -24,7 +24,9 @@ _MOST_BANDS = 8
 """So many methods have bands that can still be told apart: as many as there are colours."""
 
 
-def rate_distortion(frame: pd.DataFrame, labels: Sequence[str], subject: str = "") -> Figure:
+def rate_distortion(
+    frame: pd.DataFrame, labels: Sequence[str], subject: str = "", hidden: Collection[str] = ()
+) -> Figure:
     """Cross entropy over bits per parameter for every task and architecture, and the task's metric beside it.
 
     The bits per byte of text are its cross entropy in another unit, and on the right of the same panel. Lines join the
@@ -36,16 +38,20 @@ def rate_distortion(frame: pd.DataFrame, labels: Sequence[str], subject: str = "
     and the quality of the uncompressed model.
 
     Args:
-        labels: of the methods; the first is the anchor.
+        labels: of the methods that are shown; the first is the anchor.
         subject: the method that the suite is about; its line and the anchor's are thicker.
+        hidden: labels whose lines are left out all the same.
     """
-    layout: list[tuple[pd.DataFrame, dict[str, pd.DataFrame], str] | None] = []
-    for _, group in frame.groupby(["task", "architecture"], sort=False):
+    layout: list[tuple[pd.DataFrame, dict[str, pd.DataFrame], str, float] | None] = []
+    for _, model in frame.groupby(["task", "architecture"], sort=False):
+        anchor, group = model[model["label"] == labels[0]], model[model["label"].isin(set(labels) - set(hidden))]
+        if group.empty:
+            continue
         columns = ["cross_entropy"] if group["metric_name"].iloc[0] == "bits_per_byte" else ["cross_entropy", "metric"]
         layout += [None] * (len(layout) % 2 if len(columns) == 2 else 0)  # both in one row
         lossy = group[~lossless(group)]
         points = {label: over_seeds(lossy[lossy["label"] == label]) for label in labels if label in set(lossy["label"])}
-        layout += [(group, points, column) for column in columns]
+        layout += [(group, points, column, float(anchor[f"uncompressed_{column}"].mean())) for column in columns]
     with panels(-(-len(layout) // 2), min(2, len(layout))) as (figure, grid):
         for panel, place in zip((panel for row in grid for panel in row), layout, strict=False):
             if place is not None:
@@ -58,17 +64,17 @@ def _draw(
     whole: pd.DataFrame,
     points: dict[str, pd.DataFrame],
     column: str,
+    reference: float,
     labels: Sequence[str],
     subject: str,
 ) -> None:
-    group, anchor = whole[~lossless(whole)], whole[whole["label"] == labels[0]]
+    group = whole[~lossless(whole)]
     seeds, metric_name = group.groupby("label")["seed"].nunique(), str(whole["metric_name"].iloc[0])
     for label, part in points.items():
         style = look(labels.index(label)) | ({"markerfacecolor": "white"} if seeds[label] < seeds.max() else {})
         bands = seeds[label] > 1 or len(points) <= _MOST_BANDS
         style |= {"linewidth": 2.4, "zorder": 3} if label in (labels[0], subject) else {"linewidth": 1.3}
         _curve(panel, part, column, label, style, bands=bands)
-    reference = float(anchor[f"uncompressed_{column}"].mean())
     if math.isfinite(reference):
         panel.axhline(reference, label="uncompressed, normal training", **REFERENCE)
     times = 1.25 if metric_name in _OF_TEXT else 2.0
@@ -112,7 +118,8 @@ def _curve(panel: Axes, points: pd.DataFrame, column: str, label: str, style: di
 
 def _note(panel: Axes, hidden: int, times: float, floors: pd.DataFrame) -> float:
     """Say under the title, where no curve is, what is not drawn; returns the points that the title needs below it."""
-    lines = [f"{hidden} points of more than {times:g} times the least cross entropy are not shown"] if hidden else []
+    left_out = "1 point is" if hidden == 1 else f"{hidden} points are"
+    lines = [f"{left_out} not shown, of more than {times:g} times the least cross entropy"] if hidden else []
     bits = floors.groupby("label", sort=False)[RATE].mean()
     lines += [", ".join(f"{label}: {value:.1f} bits" for label, value in bits.items())] if len(bits) else []
     style: Any = {"ha": "center", "va": "bottom", "fontsize": _NOTE_SIZE, "color": "0.4"}
