@@ -12,19 +12,24 @@ from rdo.constraint import RateConstraint
 
 _MEMORY = 0.8
 """Weight of earlier measurements of the length of the loss's gradient."""
+_EVERY = 10
+"""Optimizer steps between two measurements."""
 _PIECE = 1 << 18
 """Weights whose slopes are measured at once on a CPU: they stay in its cache."""
 
 
 class Pressure:
-    """Sets a constraint's lambda to ``share * |dD/dw| / |dR/dw|``, lengths over all covered weights.
+    """Sets a constraint's lambda to ``share * 4^(1 - bits) * |dD/dw| / |dR/dw|``, lengths over all covered weights.
 
     In units of loss per bit per parameter the same training wants lambdas that differ a hundredfold between models; in
     this unit, which also an optimizer's step size and the number of weights do not enter, they differ little.
 
+    A bit is worth what it takes from the loss: the part of that which is due to rounding falls to a quarter with each
+    bit more, and its derivative with it (``dD/dR = -2 ln 2 D``).
+
     Args:
         constraint: with a scalar tensor as its lambda.
-        share: length of the rate's gradient relative to that of the loss.
+        share: length of the rate's gradient relative to that of the loss, at one bit a weight.
     """
 
     def __init__(self, constraint: RateConstraint, share: float) -> None:
@@ -32,8 +37,15 @@ class Pressure:
         self._gradient = torch.zeros((), dtype=torch.float64, device=constraint.parameters[0].device)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Measure both gradients and set lambda; call when the parameters have their gradients of the loss."""
+    def before_step(self, step: int, bits: float) -> None:
+        """Every ten steps measure both gradients and set lambda; the parameters have their gradients of the loss.
+
+        Args:
+            step: number of optimizer steps before.
+            bits: that a weight is to take.
+        """
+        if step % _EVERY:
+            return
         lam = self._constraint.lam_tensor
         assert lam is not None
         shards = self._constraint.shards
@@ -41,7 +53,8 @@ class Pressure:
         squares, slopes = shards.sums(both).sum(0).unbind()
         known = self._gradient > 0.0
         self._gradient = torch.where(known, _MEMORY * self._gradient + (1 - _MEMORY) * squares, squares)
-        lam.copy_(self.share * self._constraint.count * (self._gradient / slopes.clamp(min=1e-300)).sqrt())
+        share = self.share * 4.0 ** (1.0 - bits)
+        lam.copy_(share * self._constraint.count * (self._gradient / slopes.clamp(min=1e-300)).sqrt())
 
     def _slope_squares(self, like: Tensor) -> Tensor:
         """Sums over the weights here of the squared slope of their rate, float64 [T]."""

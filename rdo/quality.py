@@ -155,6 +155,9 @@ class QualityTarget(SizeTarget):
         fit(self.goal_bits)
         self._entropy = self._ready().entropy_bits()
 
+    def _sought_bits(self) -> float:
+        return self.goal_bits or self.bits_per_parameter
+
     def _learn_goal(self) -> None:
         """No file is asked: the loss says what entropy the weights may have."""
 

@@ -42,15 +42,13 @@ from rdo.sharding import has_replicas, is_main_process
 
 Allocation = Literal["sensitivity", "scale", "equal"]
 DEFAULT_PRESSURE = 0.03
-"""Length of the rate's gradient relative to that of the loss."""
+"""Length of the rate's gradient relative to that of the loss, at one bit a parameter."""
 _COUNTED = 4
 """Optimizer steps between two counts of the symbols, by which the scale is moved."""
 _GAIN, _STRIDE = 1.0, 0.2
 """Octaves that the scale moves then for a bit of error, and at most."""
 _FIRST_BITS = 4.0
 """Entropy of the first trial file, at most."""
-_EVERY = 10
-"""Optimizer steps between two measurements of the gradients' length."""
 
 
 class SizeTarget:
@@ -66,7 +64,7 @@ class SizeTarget:
             the gradients (:class:`rdo.pressure.Pressure`).
         bits_per_parameter: ``8 * file_bytes / parameters``, the whole file over all stored parameters.
         size_mb: instead of that, the file's size in units of 10^6 bytes.
-        pressure: length of the rate's gradient relative to that of the loss; 0 for no rate term.
+        pressure: of the rate term at one bit a parameter, see :class:`rdo.pressure.Pressure`; 0 for no rate term.
         allocation: steps of the tensors relative to one another: ``"sensitivity"`` as above, ``"scale"`` in proportion
             to the root mean square of their weights, ``"equal"`` one step for all.
         compensated: when rounding begins, let the columns of each matrix make good for the rounding of those before
@@ -150,8 +148,8 @@ class SizeTarget:
                 self._constraint.law.follow(self.grid.moments)
         else:
             self.measurement.before_step(self.step, optimizer)
-        if self._pressure is not None and self.step % _EVERY == 0:
-            self._pressure.update()
+        if self._pressure is not None:
+            self._pressure.before_step(self.step, self._sought_bits())
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -182,10 +180,7 @@ class SizeTarget:
     def save(self, path: str | os.PathLike[str]) -> CheckpointInfo:
         """:meth:`land`, and write the compressed model; its parameters then hold what was written.
 
-        Of several processes all call it, and rank 0 writes.
-
-        Raises:
-            As :meth:`land`.
+        Of several processes all call it, and rank 0 writes. It raises what :meth:`land` does.
         """
         with self._unrounded():
             self._land()
@@ -281,6 +276,10 @@ class SizeTarget:
             fit(self.goal_bits)
             self._learn_goal()
         fit(self.goal_bits)
+
+    def _sought_bits(self) -> float:
+        """What the pressure goes by."""
+        return self.bits_per_parameter
 
     def _learn_goal(self) -> None:
         """Learn from a file what entropy the weights must have for the size: coders and headers have their cost."""

@@ -195,6 +195,17 @@ def test_pressure_makes_steps_finer_at_the_same_size() -> None:
     assert steps[1] < 0.9 * steps[0]
 
 
+@pytest.mark.parametrize("bits", [1.5, 2.5])
+def test_a_bit_more_is_pressed_for_with_a_quarter(bits: float) -> None:
+    prices = []
+    for size in (bits, bits + 1.0):
+        model, optimizer, handle = sized(size, start=50)
+        train(model, optimizer, range(1))  # nothing is rounded yet: both have the same gradients
+        prices.append(handle.rate().lam)
+    assert prices[1] == pytest.approx(prices[0] / 4)
+    assert prices[0] > 0.0
+
+
 def test_rounding_begins_when_the_learning_rate_has_decayed(tmp_path: Path) -> None:
     model, optimizer, handle = sized(start="decayed")
     for step in range(80):

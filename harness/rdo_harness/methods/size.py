@@ -25,7 +25,7 @@ class SizeTraining(Method):
     Args:
         bits: sizes of the file, in bits per parameter, each a training of its own.
         law: registered name of the entropy model whose rate acts on the weights.
-        pressure: length of the rate's gradient relative to the loss's; 0 for no rate term.
+        pressure: length of the rate's gradient relative to the loss's at one bit; 0 for no rate term.
         allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
         compensated: whether the first rounding is compensated, as by GPTQ.
         channels: with "context" among these, whether rows or columns of matrices have steps of their own.
@@ -84,7 +84,7 @@ class SizeTraining(Method):
                     # A late first rounding that is compensated has none.
                     hardening=0 if self.start == "decayed" and self.compensated else self.hardening,
                     softness=self.softness,
-                    revision=self._revision(),
+                    revision=self._revision(bits),
                 ),
                 quantizer=None,
                 sparsity=sparsity,
@@ -93,8 +93,11 @@ class SizeTraining(Method):
             for sparsity in self.sparsities
         ]
 
-    def _revision(self) -> int:
-        """Of what rows were made by: "settled" was decided after 40 steps at first; compensation had no damping."""
+    def _revision(self, bits: float) -> int:
+        """Of what rows were made by: "settled" was decided after 40 steps at first; compensation had no damping; the
+        pressure was the same at all sizes."""
+        if self.pressure and bits != 1.0:
+            return 4
         if self.start == "settled":
             return 2
         return 3 if self.compensated else 1
