@@ -156,7 +156,7 @@ class QualityTarget(SizeTarget):
         self._entropy = self._ready().entropy_bits()
 
     def _sought_bits(self) -> float:
-        return self.goal_bits or self.bits_per_parameter
+        return 1.0  # the size is yet to be found, and with less pressure it does not come down as far
 
     def _learn_goal(self) -> None:
         """No file is asked: the loss says what entropy the weights may have."""

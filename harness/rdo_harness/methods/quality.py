@@ -47,7 +47,6 @@ class BackSlashToQuality(Method):
             start="settled",
             compensated=True,
             coders=self.coders,
-            revision=2,  # the pressure was the same at all sizes
         )
         return [
             OperatingPoint(rate=replace(settings, increase=increase), quantizer=None) for increase in self.increases
