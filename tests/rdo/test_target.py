@@ -206,6 +206,29 @@ def test_a_bit_more_is_pressed_for_with_a_quarter(bits: float) -> None:
     assert prices[0] > 0.0
 
 
+@pytest.mark.parametrize("spared", [False, True])
+def test_words_that_never_occur_can_be_spared_the_rate_term(spared: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Flatten(), nn.Linear(16, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    factors = {"0.*": 0.0} if spared else {}
+    rdo.attach(
+        optimizer, model, bits_per_parameter=16.0, verbose=False, lam_factors=factors,
+        target_options={"start": 100, "pressure": 1e12},
+    )  # fmt: skip
+    before = model[0].weight[5:].detach().abs().mean()
+    for _ in range(40):
+        words = torch.randint(5, (32, 2))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(words), words[:, 0].clamp(max=2)).backward()
+        optimizer.step()
+    after = model[0].weight[5:].detach().abs().mean()
+    if spared:
+        assert float(after) == float(before)
+    else:
+        assert float(after) < 0.8 * float(before)
+
+
 def test_rounding_begins_when_the_learning_rate_has_decayed(tmp_path: Path) -> None:
     model, optimizer, handle = sized(start="decayed")
     for step in range(80):
