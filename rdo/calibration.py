@@ -14,6 +14,9 @@ from rdo.channel_sensitivity import ChannelSensitivity
 from rdo.channels import ChannelSteps
 from rdo.errors import ConfigError
 
+ENOUGH = 512
+"""Inputs of a matrix, for each of its columns, after which no more are recorded."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -46,7 +49,9 @@ def steps_by_sensitivity(sensitivity: Sequence[float]) -> list[float]:
 
 
 class InputRecorder:
-    """Sums up the inputs of a model's matrices while it runs, until :meth:`stop`.
+    """Sums up the inputs of a model's matrices while it runs, until :meth:`stop` or there are enough.
+
+    Padding does not count, where the model is called with ``attention_mask=``, [batch, length], 0 where it is.
 
     Args:
         parameters: those to record, by name; only such as linear layers (or transformers' Conv1D) multiply by are.
@@ -62,10 +67,20 @@ class InputRecorder:
             if id(getattr(module, "weight", None)) in self._name_of and _multiplies(module)
         ]
         self.transposed = {self._name_of[id(m.weight)] for m in self._modules if not isinstance(m, nn.Linear)}
+        self._shown: Tensor | None = None
         self._hooks = [module.register_forward_pre_hook(self._record) for module in self._modules]
+        self._hooks.append(model.register_forward_pre_hook(self._see_mask, with_kwargs=True))
+
+    def _see_mask(self, module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        mask = options.get("attention_mask")
+        self._shown = mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def _record(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         name, x = self._name_of[id(module.weight)], arguments[0].detach()
+        if self._counts.get(name, 0) >= ENOUGH * x.shape[-1]:
+            return
+        if self._shown is not None and x.shape[:-1] == self._shown.shape:
+            x = x[self._shown]
         x = x.reshape(-1, x.shape[-1]).to(torch.float32)
         if name not in self._sums:
             self._sums[name] = x.new_zeros(x.shape[1], x.shape[1])

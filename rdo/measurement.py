@@ -19,8 +19,9 @@ from rdo.sharding import Shards
 
 MEASURED_STEPS = 20
 """Optimizer steps over which squared gradients and inputs are averaged, just before weights are rounded."""
-DECAYED = 0.4
-"""Share of its peak to which the learning rate falls before rounding begins late."""
+DECAYED, NEAR_DECAYED = 0.4, 0.6
+"""Shares of its peak to which the learning rate falls before rounding begins late, and before inputs are recorded for
+that: the 20 steps just before may have few, where texts are short."""
 SETTLED = 0.15
 """What the steps' relations change at most from the first half of these to the second if the model knows its task:
 octaves, the root mean square over all weights, less what even and odd ones differ by, which is noise. A small Llama
@@ -97,11 +98,11 @@ class Measurement:
 
     def before_step(self, step: int, optimizer: OptimizerLike) -> None:
         """Look at the learning rate and the gradients."""
+        self._rate = largest_rate(optimizer)
         if self._decayed(optimizer) and self.start is None:
             self._forget(comparing=False)
             self.start = step + MEASURED_STEPS
         if self._comparing:
-            self._rate = largest_rate(optimizer)
             self._falling = self._falling + 1 if self._rate < self._decayed.peak else 0
             self._direction += self._sketches(self._shards.known_gradients()).sum(0)
         if self._comparing or self._near(step):
@@ -128,6 +129,7 @@ class Measurement:
                 self._drop_inputs()
         else:
             self._forget(comparing=settled)
+            self._drop_inputs()
 
     def _forget(self, *, comparing: bool) -> None:
         """Begin to measure again, to compare once more or when rounding is near."""
@@ -135,7 +137,6 @@ class Measurement:
         self._squares.zero_()
         self._direction.zero_()
         self.channels.clear()
-        self._drop_inputs()
 
     def _drop_inputs(self) -> None:
         if self.recorder is not None:
@@ -159,7 +160,8 @@ class Measurement:
             self._compare(step)
         if self.start is not None and step >= self.start:
             return True
-        if self._wanted and self.recorder is None and (self._comparing or self._near(step)):
+        falls = self.start is None and 0.0 < self._rate <= NEAR_DECAYED * self._decayed.peak
+        if self._wanted and self.recorder is None and (self._comparing or falls or self._near(step)):
             self.recorder = InputRecorder(self._model, self._weights)
         return False
 

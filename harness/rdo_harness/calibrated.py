@@ -21,7 +21,7 @@ Progress = Callable[[int, int, str], None]
 
 _TOKENS, _WINDOW = 32_768, 512
 """How much of the text a language model reads, and in pieces of which length, in tokens: at most."""
-_LINES = 256
+_LINES = 1024
 """Lines of it that a classifier reads."""
 
 

@@ -84,6 +84,39 @@ def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
+class Reader(nn.Module):
+    """Words, a layer and a mean over those that are not padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.layer, self.out = nn.Embedding(9, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+
+    def forward(self, words: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden: Tensor = self.layer(self.words(words)).tanh() * attention_mask.unsqueeze(-1)
+        read: Tensor = self.out(hidden.sum(1))
+        return read
+
+
+def test_padding_is_not_among_the_inputs() -> None:
+    torch.manual_seed(0)
+    model, texts = Reader(), [torch.randint(1, 9, (length,)) for length in (3, 8, 5)]
+    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    mask = (padded != 0).long()
+
+    def inputs(batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return model(batch[0], attention_mask=batch[1]).square().mean()  # type: ignore[no-any-return]
+
+        return calibrate(model, batches, loss, ["layer.weight", "out.weight"]).inputs
+
+    together = inputs([(padded, mask)])
+    alone = inputs([(text.unsqueeze(0), torch.ones(1, len(text))) for text in texts])
+    for name, expected in alone.items():
+        torch.testing.assert_close(together[name], expected)
+    read = model.words(torch.cat(texts)).detach()
+    torch.testing.assert_close(together["layer.weight"], read.T @ read / len(read))
+
+
 def entropy_of(model: nn.Module, steps: dict[str, float]) -> float:
     state, bits, count = model.state_dict(), 0.0, 0
     for name, step in steps.items():

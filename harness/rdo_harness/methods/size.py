@@ -95,7 +95,9 @@ class SizeTraining(Method):
 
     def _revision(self, bits: float) -> int:
         """Of what rows were made by: "settled" was decided after 40 steps at first; compensation had no damping; the
-        pressure was the same at all sizes."""
+        pressure was the same at all sizes; of late ones compensation saw padding, and few inputs."""
+        if self.compensated and self.start == "decayed":
+            return 5
         if self.pressure and bits != 1.0:
             return 4
         if self.start == "settled":
