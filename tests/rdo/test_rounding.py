@@ -84,6 +84,15 @@ def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
+def test_of_many_inputs_the_first_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rdo.calibration.ENOUGH", 2)  # 80 of the first layer's, 192 of the others'
+    model, batches = trained()
+    measured = calibrate(model, batches, loss_of, ["0.weight", "4.weight"])
+    for name, count, inputs in (("0.weight", 128, nn.Identity()), ("4.weight", 192, model[:4])):
+        x = inputs(torch.cat([batch[0] for batch in batches]))[:count].detach()
+        torch.testing.assert_close(measured.inputs[name], x.T @ x / count, rtol=1e-4, atol=1e-5)
+
+
 class Reader(nn.Module):
     """Words, a layer and a mean over those that are not padding."""
 

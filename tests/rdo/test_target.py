@@ -234,6 +234,8 @@ def test_rounding_begins_when_the_learning_rate_has_decayed(tmp_path: Path) -> N
     for step in range(80):
         optimizer.param_groups[0]["lr"] = 3e-3 * min((step + 1) / 5, (80 - step) / 75)
         train(model, optimizer, range(step, step + 1))
+        # Inputs are recorded from 0.6 of the peak on.
+        assert (handle.target.measurement.recorder is not None) == (35 <= step < 69)
         if step == 40:
             with pytest.raises(ConfigError, match="give `start`"):
                 handle.save(tmp_path / "model.rdo")
