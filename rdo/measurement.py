@@ -18,7 +18,7 @@ from rdo.pressure import squares_of
 from rdo.sharding import Shards
 
 MEASURED_STEPS = 20
-"""Optimizer steps over which squared gradients and inputs are averaged, just before weights are rounded."""
+"""Optimizer steps over which squared gradients, and at least so many of inputs, are averaged before rounding begins."""
 DECAYED, NEAR_DECAYED = 0.4, 0.6
 """Shares of its peak to which the learning rate falls before rounding begins late, and before inputs are recorded for
 that: the 20 steps just before may have few, where texts are short."""

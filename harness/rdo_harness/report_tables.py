@@ -135,8 +135,7 @@ def saved_by(group: pd.DataFrame, labels: Sequence[str], subject: str, where: st
         "(BD-rate as above, seed by seed, +- 95 % interval over seeds). Range: the share of the other method's own "
         "range of cross entropy that both curves cover, mean over seeds; what is said holds there."
     )
-    rows = _in_place_of(group, labels, subject)
-    return Table(f"What {subject} saves: {where}", note, ["in place of", "seeds", "bits", "range"], rows)
+    return _in_place_of(group, labels, subject, f"What {subject} saves: {where}", note)
 
 
 def taken_away(group: pd.DataFrame, ablations: Sequence[str], subject: str, where: str) -> Table:
@@ -145,11 +144,10 @@ def taken_away(group: pd.DataFrame, ablations: Sequence[str], subject: str, wher
         f"Mean change in bits at equal test cross entropy if '{subject}' takes the place of the same with something "
         "taken away or exchanged: what that is worth. As in the table before."
     )
-    rows = _in_place_of(group, ablations, subject)
-    return Table(f"Ingredients of {subject}: {where}", note, ["in place of", "seeds", "bits", "range"], rows)
+    return _in_place_of(group, ablations, subject, f"Ingredients of {subject}: {where}", note)
 
 
-def _in_place_of(group: pd.DataFrame, labels: Sequence[str], subject: str) -> list[list[str]]:
+def _in_place_of(group: pd.DataFrame, labels: Sequence[str], subject: str, title: str, note: str) -> Table:
     rows = []
     for label in labels:
         if label == subject or group[group["label"] == label].empty:
@@ -161,7 +159,7 @@ def _in_place_of(group: pd.DataFrame, labels: Sequence[str], subject: str) -> li
         why = next((result.reason for result in results), "no seed in common")
         shown = _percent(change) or why.replace("the anchor's", "its")  # the line's own method is the anchor
         rows.append([label, str(len(told)), shown, coverage])
-    return rows
+    return Table(title, note, ["in place of", "seeds", "bits", "range"], rows)
 
 
 def _is_rate(metric: str) -> bool:
