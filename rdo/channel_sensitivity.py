@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from rdo.channels import AXES, Axis, ChannelSteps, channels
 from rdo.coders import EntropyCoder, make_coders
 from rdo.coders.context import Context
+from rdo.errors import ConfigError
 
 _REACH = 4
 """Half octaves from the step of a tensor to the finest and the coarsest of its rows or columns. The squared gradient
@@ -84,10 +85,30 @@ class ChannelSensitivity:
             self._sums[name] = (rows.to(device, torch.float64), columns.to(device, torch.float64))
 
 
-def tells_channels(coder: EntropyCoder | str | Sequence[EntropyCoder | str]) -> bool:
+Coders: TypeAlias = EntropyCoder | str | Sequence[EntropyCoder | str]
+
+
+def tells_channels(coder: Coders) -> bool:
     """Whether one of the coders learns what row and column a symbol is in: the others have one table for a tensor, and
     what rows differ in would cost them more than finer steps save."""
     return any(isinstance(each, Context) for each in make_coders(coder))
+
+
+def measures_channels(channels: bool | None, allocation: str, coder: Coders, *, sharded: bool) -> bool:
+    """Whether rows and columns are to have steps of their own: what was asked for, or what :func:`tells_channels` says.
+
+    Raises:
+        ConfigError: they are to, and cannot.
+    """
+    possible = allocation == "sensitivity" and not sharded
+    if channels is None:
+        return possible and tells_channels(coder)
+    if channels and not possible:
+        raise ConfigError(
+            'rows and columns have steps of their own with allocation="sensitivity" and where parameters are not '
+            "sharded; give channels=False"
+        )
+    return channels
 
 
 class _Candidate(NamedTuple):

@@ -120,6 +120,19 @@ class CodingGrid:
             part.copy_(master + (each * noise).to(part.dtype))
 
     @torch.no_grad()
+    def freeze_zeros(self) -> None:
+        """Round the parameters, and make those masters zero that are rounded to it, for :meth:`keep_zeros`."""
+        self.round()
+        for part, master in zip(self._shards.parts(), self._masters, strict=True):
+            master.masked_fill_(part == 0, 0.0)
+
+    @torch.no_grad()
+    def keep_zeros(self) -> None:
+        """Take back what has moved weights since :meth:`restore` whose masters were zero."""
+        for part, master in zip(self._shards.parts(), self._masters, strict=True):
+            part.masked_fill_(master == 0, 0.0)
+
+    @torch.no_grad()
     def restore(self) -> None:
         """Give the parameters their unrounded weights back, for the optimizer to move."""
         if self._rounded:

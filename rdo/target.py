@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from rdo.allocation import nearest_below
-from rdo.channel_sensitivity import tells_channels
+from rdo.channel_sensitivity import measures_channels
 from rdo.channels import channels_of
 from rdo.checkpoint import CheckpointInfo
 from rdo.checkpoint.writer import SMALLEST, Coder
@@ -38,6 +38,7 @@ from rdo.model_file import ModelFile
 from rdo.optimizer_state import OptimizerLike
 from rdo.pressure import Pressure
 from rdo.quantizers import AllocatedQuantizer
+from rdo.recovery import Recovery
 from rdo.sharding import has_replicas, is_main_process
 
 Allocation = Literal["sensitivity", "scale", "equal"]
@@ -76,14 +77,15 @@ class SizeTarget:
         hardening, softness: where the first rounding is not compensated, how many optimizer steps weights take to
             harden from then on, and how they are soft (:class:`rdo.hardening.Hardening`). Until then the model is not
             yet what would be decoded. 0 rounds at once.
+        recovery: share of its peak to which the learning rate falls before weights that are zero, once they are hard,
+            stay zero, and the others go on without the rate term (:class:`rdo.recovery.Recovery`); 0 for never.
         channels: whether rows or columns of a matrix have steps of their own, relative to the tensor's and by their own
             mean squared gradient, where that saves bits. By default if ``context`` is among the coders: one table for a
             tensor cannot tell them apart. Not for sharded parameters.
         coder, raw_dtype: as for ``save_compressed``; what the size is counted with. A GPU decodes ``"rans"`` itself.
 
     Raises:
-        ConfigError: not exactly one size was given, or one that cannot be had; or ``compensated`` or ``channels`` for
-            sharded ones.
+        ConfigError: not exactly one size was given, or one that cannot be had; or an option is wrong.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class SizeTarget:
         start: Start = "settled",
         hardening: int = HARDENING,
         softness: Softness = "blend",
+        recovery: float = 0.0,
         channels: bool | None = None,
         coder: Coder | Sequence[Coder] = SMALLEST,
         raw_dtype: torch.dtype | None = None,
@@ -112,21 +115,15 @@ class SizeTarget:
                 "the first rounding of sharded parameters cannot be compensated, which needs whole matrices; give "
                 'target_options={"compensated": False}'
             )
-        if channels is None:
-            channels = allocation == "sensitivity" and tells_channels(coder) and not constraint.shards.sharded
-        elif channels and (constraint.shards.sharded or allocation != "sensitivity"):
-            raise ConfigError(
-                'rows and columns have steps of their own with allocation="sensitivity" and where parameters are not '
-                "sharded; give channels=False"
-            )
         self._constraint, self._shards, self._allocation = constraint, constraint.shards, allocation
         self._file = ModelFile(model, constraint.names, coder=coder, raw_dtype=raw_dtype)
         self.parameters: int = self._file.parameters
         self.budget_bytes: float = self._file.budget_bytes(bits_per_parameter, size_mb)
         self._pressure = Pressure(constraint, pressure) if constraint.lam_tensor is not None else None
         weights = dict(zip(constraint.names, constraint.parameters, strict=True))
-        self.measurement = Measurement(model, weights, self._shards, start=start, inputs=compensated, channels=channels)
-        self._hardening = Hardening(hardening, softness)
+        by_row = measures_channels(channels, allocation, coder, sharded=self._shards.sharded)
+        self.measurement = Measurement(model, weights, self._shards, start=start, inputs=compensated, channels=by_row)
+        self._hardening, self._recovery = Hardening(hardening, softness), Recovery(recovery)
         self.step = 0
         self.grid: CodingGrid | None = None
         self.bits_per_parameter: float = 8 * self.budget_bytes / self.parameters
@@ -141,6 +138,7 @@ class SizeTarget:
     @torch.no_grad()
     def before_step(self, optimizer: OptimizerLike) -> None:
         """Give the optimizer the unrounded weights, and the rate term its lambda. Call after unscaling and clipping."""
+        self._recovery.before_step(optimizer, self.grid if self._hardening.hardness == 1.0 else None)
         if self.grid is not None:
             self.grid.restore()
             self._hardening.before_step(optimizer)
@@ -149,7 +147,7 @@ class SizeTarget:
         else:
             self.measurement.before_step(self.step, optimizer)
         if self._pressure is not None:
-            self._pressure.before_step(self.step, self._sought_bits())
+            self._pressure.before_step(self.step, math.inf if self._recovery.begun else self._sought_bits())
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -170,6 +168,7 @@ class SizeTarget:
                 self._hardening.end()
             self._begin(fit)
         else:
+            self._recovery.after_step(self.grid)
             if self.step & (self.step - 1) == 0:
                 self._learn_goal()
             if self.step % _COUNTED == 0:
@@ -232,6 +231,7 @@ class SizeTarget:
             "entropy": float(self._entropy),
             "measurement": self.measurement.state_dict(),
             "hardening": self._hardening.state_dict(),
+            "recovery": self._recovery.state_dict(),
             "pressure": None if self._pressure is None else self._pressure.state_dict(),
             "grid": blank_state(names, parameters) if self.grid is None else self.grid.state_dict(),
         }
@@ -250,6 +250,7 @@ class SizeTarget:
         self.step, self.goal_bits = int(state["step"]), float(state["goal"])
         self.measurement.load_state_dict(state["measurement"])
         self._hardening.load_state_dict(state["hardening"])
+        self._recovery.load_state_dict(state["recovery"])
         self._entropy.fill_(state["entropy"])
         if self._pressure is not None:
             self._pressure.load_state_dict(state["pressure"])

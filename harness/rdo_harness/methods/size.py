@@ -31,6 +31,7 @@ class SizeTraining(Method):
         channels: with "context" among these, whether rows or columns of matrices have steps of their own.
         hardening: optimizer steps in which rounded weights harden, from the first rounding on if not compensated.
         softness: how they are soft until then: "blend" or "noise".
+        recovery: share of the learning rate's peak from which on zeros are frozen, and the rate term rests; 0 for never.
         start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
         distilled: share of the loss that asks for the answers of the normally trained model, which costs one more
             forward pass a step.
@@ -50,6 +51,7 @@ class SizeTraining(Method):
     channels: bool = later(True)
     hardening: int = 0
     softness: str = "blend"
+    recovery: float = 0.0
     sparsities: tuple[float, ...] = (0.0,)
     scope: str = "tensor"
 
@@ -84,6 +86,7 @@ class SizeTraining(Method):
                     # A late first rounding that is compensated has none.
                     hardening=0 if self.start == "decayed" and self.compensated else self.hardening,
                     softness=self.softness,
+                    recovery=self.recovery,
                     revision=self._revision(bits),
                 ),
                 quantizer=None,
