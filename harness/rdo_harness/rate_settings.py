@@ -33,7 +33,7 @@ class RateSettings:
         coders: registered names, of what the size is counted with, and whether rows or columns have steps of their own
             where the coders tell them apart: of :class:`rdo.target.SizeTarget` as well.
         hardening, softness: optimizer steps in which rounded weights harden, and how they are soft.
-        recovery: share of the learning rate's peak from which on zeros are frozen, and the rate term rests; 0 for never.
+        recovery: share of the peak learning rate from which on zeros are frozen and the rate term rests; 0 for never.
         distilled: share of the loss that asks for the answers of the normally trained model.
         revision: raised where the same settings come to train another model than before.
     """

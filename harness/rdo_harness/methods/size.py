@@ -31,7 +31,7 @@ class SizeTraining(Method):
         channels: with "context" among these, whether rows or columns of matrices have steps of their own.
         hardening: optimizer steps in which rounded weights harden, from the first rounding on if not compensated.
         softness: how they are soft until then: "blend" or "noise".
-        recovery: share of the learning rate's peak from which on zeros are frozen, and the rate term rests; 0 for never.
+        recovery: share of the peak learning rate from which on zeros are frozen and the rate term rests; 0 for never.
         start: share of the steps before the loss sees rounded weights, or "decayed" or "settled".
         distilled: share of the loss that asks for the answers of the normally trained model, which costs one more
             forward pass a step.
