@@ -42,9 +42,9 @@ class Factor:
     """
 
     def __init__(self, inputs: Tensor) -> None:
-        self._inputs, self._damping = inputs, _LEAST
-        self._factor = self._damped(_LEAST)
-        left = self._factor.diagonal().to(torch.float64).pow(-2).mean()
+        self._inputs = inputs
+        self._damping, self._factor = math.nan, inputs  # none yet
+        left = self._upper(_LEAST).diagonal().square().mean()
         self._left = float(left / inputs.diagonal().mean().clamp(min=1e-12))
 
     def at(self, matrix: Tensor) -> Tensor:
@@ -53,16 +53,19 @@ class Factor:
         damping = self._left * float(errors / matrix.square().mean().clamp(min=1e-12))
         damping = max(2.0 ** (round(2.0 * math.log2(max(damping, 1e-9))) / 2.0), _LEAST)
         if damping != self._damping:
-            self._factor, self._damping = self._damped(damping), damping
+            upper = self._upper(damping)
+            one = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+            self._factor = torch.linalg.solve_triangular(upper, one, upper=True).to(torch.float32)
+            self._damping = damping
         return self._factor
 
-    def _damped(self, damping: float) -> Tensor:
-        damped = self._inputs.to(torch.float64).clone()
+    def _upper(self, damping: float) -> Tensor:
+        """U of H = U U^T, damped, float64: the Cholesky factor of H in turned order. So H^-1 = (U^-1)^T U^-1."""
+        damped = self._inputs.to(torch.float64).flip(0, 1)
         diagonal = damped.diagonal()
         diagonal += damping * max(float(diagonal.mean()), 1e-12)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        factor: Tensor = torch.linalg.cholesky(inverse, upper=True).to(torch.float32)
-        return factor
+        turned: Tensor = torch.linalg.cholesky(damped)
+        return turned.flip(0, 1)
 
 
 def compensate(matrix: Tensor, factor: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
