@@ -15,6 +15,7 @@ from rdo.checkpoint import CheckpointInfo, save_compressed
 from rdo.checkpoint.writer import Coder, Compressible
 from rdo.coders import make_coders
 from rdo.errors import ConfigError
+from rdo.modules import state_of
 from rdo.quantizers import AllocatedQuantizer, Quantizer, RelativeQuantizer
 from rdo.rate_distortion import STEPS_PER_OCTAVE, Curve, Point, allocate
 from rdo_kernels.cpu import threads
@@ -73,7 +74,7 @@ def steps_for_bits(
         raise ConfigError(f"bits must be a positive number of bits per parameter, got {bits}")
     if distortion not in ("absolute", "relative"):
         raise ConfigError(f"distortion must be 'absolute' or 'relative', got {distortion!r}")
-    state = model_or_state_dict.state_dict() if isinstance(model_or_state_dict, nn.Module) else model_or_state_dict
+    state = state_of(model_or_state_dict)
     coders = make_coders("rans" if coder is None else coder)
     counted = _checked_importance(importance or {}, state)
 

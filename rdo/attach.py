@@ -19,6 +19,7 @@ from rdo.constraint import RateConstraint
 from rdo.control import Schedule
 from rdo.entropy import EntropyModel
 from rdo.errors import ConfigError
+from rdo.modules import uncompiled
 from rdo.quality import QualityTarget
 from rdo.quantizers import AllocatedQuantizer
 from rdo.rate_report import RateReport
@@ -212,6 +213,7 @@ def attach(
     Raises:
         ConfigError: nothing would be covered, or an option is wrong.
     """
+    model = uncompiled(model)
     optimizers = Together([innermost(each) for each in (optimizer if isinstance(optimizer, Sequence) else [optimizer])])
     updated = _parameters_of(optimizers)
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) in updated]

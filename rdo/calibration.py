@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,6 +17,8 @@ from rdo.errors import ConfigError
 
 ENOUGH = 512
 """Inputs of a matrix, for each of its columns, after which no more are recorded."""
+_STRIPS = 4
+"""In which sums of x x^T are made, each from the diagonal on: a symmetric matrix is known by half of it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def steps_by_sensitivity(sensitivity: Sequence[float]) -> list[float]:
 class InputRecorder:
     """Sums up the inputs of a model's matrices while it runs, until :meth:`stop` or there are enough.
 
+    Matrices that multiply the very same tensor, as those of queries, keys and values do, have one sum.
+
     Padding does not count, where the model is called with ``attention_mask=``, [batch, length], 0 where it is.
 
     Args:
@@ -61,6 +66,9 @@ class InputRecorder:
         self._name_of = {id(parameter): name for name, parameter in parameters.items()}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._same_as: dict[str, str] = {}
+        self._latest: Callable[[], Tensor | None] = lambda: None
+        self._latest_name = ""
         self._modules = [
             module
             for module in model.modules()
@@ -71,36 +79,54 @@ class InputRecorder:
         self._hooks = [module.register_forward_pre_hook(self._record) for module in self._modules]
         self._hooks.append(model.register_forward_pre_hook(self._see_mask, with_kwargs=True))
 
+    @property
+    def seen(self) -> bool:
+        """Whether there were any inputs."""
+        return bool(self._counts)
+
     def _see_mask(self, module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
         mask = options.get("attention_mask")
         self._shown = mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def _record(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        name, x = self._name_of[id(module.weight)], arguments[0].detach()
+        name, x = self._name_of[id(module.weight)], arguments[0]
+        if x is self._latest() and name not in self._counts:
+            self._same_as[name] = self._latest_name
+        if name in self._same_as:
+            return
+        self._latest, self._latest_name = weakref.ref(x), name
         if self._counts.get(name, 0) >= ENOUGH * x.shape[-1]:
             return
+        x = x.detach()
         if self._shown is not None and x.shape[:-1] == self._shown.shape:
             x = x[self._shown]
         x = x.reshape(-1, x.shape[-1]).to(torch.float32)
+        size = x.shape[1]
         if name not in self._sums:
-            self._sums[name] = x.new_zeros(x.shape[1], x.shape[1])
-        self._sums[name].addmm_(x.T, x)
+            self._sums[name] = x.new_zeros(size, size)
+        strip = -(-size // _STRIPS)
+        for begin in range(0, size, strip):
+            self._sums[name][begin : begin + strip, begin:].addmm_(x[:, begin : begin + strip].T, x[:, begin:])
         self._counts[name] = self._counts.get(name, 0) + len(x)
 
     def state_dict(self) -> dict[str, Any]:
         """What was recorded so far: tensors and numbers by the names of the matrices."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts), "transposed": sorted(self.transposed)}
+        sums, counts, same = dict(self._sums), dict(self._counts), dict(self._same_as)
+        return {"sums": sums, "counts": counts, "same_as": same, "transposed": sorted(self.transposed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self._sums = {name: total.clone() for name, total in state["sums"].items()}
-        self._counts, self.transposed = dict(state["counts"]), set(state["transposed"])
+        self._counts, self._same_as = dict(state["counts"]), dict(state["same_as"])
+        self.transposed = set(state["transposed"])
 
     def add_replicas(self) -> None:
         """Add up what the processes of data-parallel training have recorded; all of them must call it."""
         for module in self._modules:
             weight = cast(Tensor, module.weight)
             name = self._name_of[id(weight)]
+            if name in self._same_as:
+                continue
             size = weight.shape[0 if name in self.transposed else -1]
             total = self._sums.get(name, weight.new_zeros(size, size, dtype=torch.float32))
             count = torch.tensor([self._counts.get(name, 0)], device=weight.device)
@@ -114,7 +140,8 @@ class InputRecorder:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        return {name: total / self._counts[name] for name, total in self._sums.items()}
+        means = {name: _mirrored(total) / self._counts[name] for name, total in self._sums.items()}
+        return means | {name: means[other] for name, other in self._same_as.items()}
 
 
 def calibrate(
@@ -150,6 +177,11 @@ def calibrate(
         raise ConfigError("calibration needs at least one batch")
     sensitivity = {name: value / seen for name, value in squares.items()}
     return Calibration(sensitivity, inputs, frozenset(recorder.transposed), within.steps())
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix whose diagonal and what is above it are those of ``upper``."""
+    return upper.triu() + upper.triu(1).T
 
 
 def _multiplies(module: nn.Module) -> bool:

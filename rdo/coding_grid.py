@@ -6,6 +6,7 @@ masters: the straight-through estimator (Bengio, Leonard and Courville, arXiv 13
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 from rdo.sharding import Shards, part_as_of, placed_as
 
+_CLOSE = 1e-3
+"""Bits a weight, and octaves, to which a scale is found."""
 _FINEST = 512
 """Steps from zero to the largest weight of a tensor, at most; symbols are counted up to twice that."""
 
@@ -147,25 +150,39 @@ class CodingGrid:
         return bits_of_counts(self._shards.sums(counts)) / self.count
 
     def fit(self, bits: float) -> None:
-        """Scale all steps such that the masters have this entropy, to 1e-3 octaves, by bisection; waits for the device.
+        """Scale all steps such that the masters have this entropy, or up to 1e-3 bits less; waits for the device.
+
+        Where no scale comes so near, as with few weights, it is the finest with fewer, to 1e-3 octaves.
 
         Raises:
-            ConfigError: no scale gives that.
+            ConfigError: the least steps give fewer bits.
         """
-        largest = float((self._largest() / self._relative).max())
-        high = math.log2(max(largest, 1e-300)) + 2.0  # all weights are zero
-        low = high
-        while self._entropy_at(low) < bits:
-            if bool((self._relative * 2.0**low <= self._finest).all()):
-                raise ConfigError(f"no quantisation steps give the weights an entropy of {bits:g} bits; ask for less")
-            low -= 1.0
-        high = min(high, low + 1.0)
-        while high - low > 1e-3:
-            middle = (low + high) / 2
-            if self._entropy_at(middle) > bits:
-                low = middle
+        least = float((self._finest / self._relative).log2().amin())
+        low = least
+        high = max(math.log2(max(float((self._largest() / self._relative).max()), 1e-300)) + 2.0, low)  # all are zero
+        octaves, slope = min(max(float(self._octaves), low), high), -1.0
+        before = octaves, math.nan
+        for trial in itertools.count():
+            found = self._entropy_at(octaves)
+            if 0.0 <= bits - found <= _CLOSE:
+                return
+            if found > bits:
+                low = octaves
+            elif octaves > least:
+                high = octaves
             else:
-                high = middle
+                raise ConfigError(f"no quantisation steps give the weights an entropy of {bits:g} bits; ask for less")
+            if high - low <= _CLOSE:
+                break
+            if (found - before[1]) * (octaves - before[0]) < 0.0:
+                slope = (found - before[1]) / (octaves - before[0])
+            before = octaves, found
+            # -1 at high rates; it aims into the middle of what is close, and halves the bracket where that goes astray.
+            octaves += (bits - _CLOSE / 2 - found) / min(max(slope, -1.0), -0.1)
+            if octaves <= least:
+                octaves = least
+            elif not low < octaves < high or trial % 3 == 2:
+                octaves = (low + high) / 2
         self._octaves.fill_(high)
 
     def _largest(self) -> Tensor:

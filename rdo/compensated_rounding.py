@@ -24,6 +24,7 @@ from rdo.checkpoint.writer import is_compressible
 from rdo.coding_grid import CodingGrid, bits_of_counts
 from rdo.compensation import Factor, compensate, in_steps
 from rdo.errors import ConfigError
+from rdo.modules import uncompiled
 from rdo.quantizers import AllocatedQuantizer
 
 _TRIALS = 12
@@ -96,7 +97,7 @@ class CompensatedRounding:
         compressible: Callable[[str, Tensor], bool] | None = None,
         channels: bool = False,
     ) -> None:
-        choose = compressible or is_compressible
+        model, choose = uncompiled(model), compressible or is_compressible
         chosen = {name: p for name, p in model.named_parameters() if choose(name, p)}
         if not chosen or price < 0.0:
             raise ConfigError(f"nothing to round at price {price:g} in {len(chosen)} tensors")

@@ -165,6 +165,14 @@ class Measurement:
             self.recorder = InputRecorder(self._model, self._weights)
         return False
 
+    def take_recorder(self) -> InputRecorder | None:
+        """What has recorded inputs, if it saw any: compiled models do not call it, and others may have no matrices."""
+        recorder, self.recorder = self.recorder, None
+        if recorder is not None and not recorder.seen:
+            recorder.stop()
+            return None
+        return recorder
+
     def relative_steps(self, allocation: str) -> list[float]:
         """Steps of the tensors relative to one another, see :class:`rdo.target.SizeTarget`."""
         if allocation == "equal":

@@ -50,6 +50,8 @@ _GAIN, _STRIDE = 1.0, 0.2
 """Octaves that the scale moves then for a bit of error, and at most."""
 _FIRST_BITS = 4.0
 """Entropy of the first trial file, at most."""
+_LEARNED = 0.05
+"""By what share a file may correct the entropy before another is asked."""
 
 
 class SizeTarget:
@@ -160,11 +162,11 @@ class SizeTarget:
             channels = self.measurement.channels.steps()
             self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, relative, channels=channels)
             self.measurement.channels.clear()
-            fit, recorder = self.grid.fit, self.measurement.recorder
+            fit, recorder = self.grid.fit, self.measurement.take_recorder()
             if recorder is not None:
                 if has_replicas():
                     recorder.add_replicas()
-                fit, self.measurement.recorder = Compensation(self.grid, recorder).fit, None
+                fit = Compensation(self.grid, recorder).fit
                 self._hardening.end()
             self._begin(fit)
         else:
@@ -275,7 +277,10 @@ class SizeTarget:
         self.goal_bits = min(self.bits_per_parameter, _FIRST_BITS)
         for _ in range(2):
             fit(self.goal_bits)
+            before = self.goal_bits
             self._learn_goal()
+            if abs(self.goal_bits - before) <= _LEARNED * before:
+                break
         fit(self.goal_bits)
 
     def _sought_bits(self) -> float:

@@ -18,6 +18,7 @@ from rdo.checkpoint.threads import Progress, for_each
 from rdo.checkpoint.writers import Writers
 from rdo.coders import EntropyCoder, make_coders
 from rdo.errors import ConfigError
+from rdo.modules import state_of
 from rdo.quantizers import Quantizer, UniformQuantizer
 
 Compressible = Callable[[str, Tensor], bool]
@@ -89,7 +90,7 @@ def save_compressed(
     coders = make_coders("rans" if coder is None else coder)
     if raw_dtype is not None and not (raw_dtype.is_floating_point and raw_dtype in CODES):
         raise ConfigError(f"raw_dtype must be a floating-point type such as torch.bfloat16, got {raw_dtype}")
-    state = model_or_state_dict.state_dict() if isinstance(model_or_state_dict, nn.Module) else model_or_state_dict
+    state = state_of(model_or_state_dict)
     writers = Writers({name: _checked(name, tensor) for name, tensor in state.items()})
     choose = compressible if compressible is not None else is_floating if lossless else is_compressible
     with Spool(writers.folder(path)) as spool:

@@ -15,7 +15,7 @@ from rdo.attach import TargetAttachment
 from rdo.errors import ConfigError
 from rdo.hardening import HARDENING
 from rdo.measurement import MEASURED_STEPS
-from tests.rdo.test_target import model_of, train
+from tests.rdo.test_target import SIZE, model_of, train
 
 
 def sized(**options: Any) -> tuple[nn.Module, torch.optim.Optimizer, TargetAttachment]:
@@ -115,6 +115,22 @@ def test_a_first_rounding_that_is_compensated_is_hard() -> None:
     model, optimizer, handle = sized(compensated=True)
     train(model, optimizer, range(MEASURED_STEPS))
     assert all(torch.equal(seen, rounded) for seen, _, rounded, _ in weights(model, handle))
+
+
+def test_what_records_no_inputs_hardens(tmp_path: Path) -> None:
+    """Hooks are not called by a model that was compiled before; its file has the names of the model inside."""
+    model = model_of()
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.zeros(1, SIZE))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    handle = rdo.attach(optimizer, compiled, bits_per_parameter=1.5, verbose=False, target_options={"start": 0})
+    assert isinstance(handle, TargetAttachment)
+    train(compiled, optimizer, range(MEASURED_STEPS + 3))
+    assert not any(torch.equal(seen, rounded) for seen, _, rounded, _ in weights(model, handle))
+    handle.save(tmp_path / "model.rdo")
+    assert set(rdo.load_compressed(tmp_path / "model.rdo")) == set(model.state_dict())
+    rdo.save_compressed(compiled, tmp_path / "other.rdo")
+    assert set(rdo.load_compressed(tmp_path / "other.rdo")) == set(model.state_dict())
 
 
 def test_what_cannot_be_had_is_refused() -> None:

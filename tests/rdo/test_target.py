@@ -452,3 +452,20 @@ def test_grid_of_tensors_that_differ_a_millionfold_in_sensitivity() -> None:
         again = CodingGrid(["a", "b"], [w.round() for w in weights], [1.0, 2.0**-20], grid.state_dict()["finest"])
         again.move(float(grid.state_dict()["octaves"]))
         assert torch.equal(again.steps, grid.steps)
+
+
+@pytest.mark.parametrize("sizes", [[(30, 20), (7, 11)], [(300, 200), (100, 77)]])
+def test_a_scale_is_found_whatever_it_was_before(sizes: list[tuple[int, int]]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [0.05 * torch.randn(size, generator=generator) for size in sizes]
+    grid = CodingGrid([str(each) for each in range(len(sizes))], weights, [1.0, 0.3])
+    for octaves in (-20.0, 0.0, 20.0):
+        for bits in (0.05, 0.7, 2.0, 6.0):
+            grid.move(octaves)
+            grid.fit(bits)
+            found = float(grid.entropy_bits())
+            assert bits - 2e-2 < found <= bits
+            grid.move(-0.02)
+            assert float(grid.entropy_bits()) > found, "a finer one has more bits"
+    with pytest.raises(ConfigError, match="no quantisation steps give the weights an entropy of 20 bits; ask for less"):
+        grid.fit(20.0)
