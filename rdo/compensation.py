@@ -79,22 +79,21 @@ def compensate(matrix: Tensor, factor: Tensor, rounding: Rounding) -> tuple[Tens
     Returns:
         The integers, and the values that they were made of: the matrix, changed to make up for the columns before.
     """
-    left = matrix.T.contiguous()  # a column of the matrix lies in one piece
-    values, symbols = torch.empty_like(left), torch.empty_like(left)
-    diagonal = factor.diagonal()
-    weights = diagonal.pow(-2)
-    counts = (weights / weights.mean()).tolist()
+    left = matrix.T.clone(memory_format=torch.contiguous_format)  # a column of the matrix lies in one piece
+    symbols = torch.empty_like(left)
+    weights = factor.diagonal().pow(-2)
+    counts, roots = (weights / weights.mean()).tolist(), factor.diagonal().tolist()
     for begin in range(0, len(left), _BLOCK):
-        end = min(begin + _BLOCK, len(left))
-        block = left[begin:end]
-        errors = torch.empty_like(block)
-        for row, at in enumerate(range(begin, end)):
-            values[at] = block[row]
-            symbols[at] = rounding(block[row], counts[at])
-            torch.div(block[row] - symbols[at], diagonal[at], out=errors[row])
-            block[row:].addr_(factor[at, at:end], errors[row], alpha=-1.0)
+        block = left[begin : begin + _BLOCK]
+        end = begin + len(block)
+        errors, within = torch.empty_like(block), factor[begin:end, begin:end]
+        columns = zip(block.unbind(), symbols[begin:end].unbind(), errors.unbind(), strict=True)
+        for row, (column, symbol, error) in enumerate(columns):
+            symbol.copy_(rounding(column, counts[begin + row]))
+            torch.sub(column, symbol, out=error).div_(roots[begin + row])
+            block[row + 1 :].addr_(within[row, row + 1 :], error, alpha=-1.0)
         left[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1.0)
-    return symbols.T, values.T
+    return symbols.T, left.T
 
 
 class Compensation:
