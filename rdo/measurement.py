@@ -40,6 +40,8 @@ _STEPS_LEFT = 200
 """At most, and where the learning rate does not fall."""
 _SKETCH = 256
 """Numbers that stand for the direction of a gradient; its length in them is right within 9 % (one standard error)."""
+_PIECES = 16
+"""Of 256 x 256 elements, that are sketched at once."""
 
 Start: TypeAlias = int | Literal["settled", "decayed"]
 
@@ -84,6 +86,7 @@ class Measurement:
         self._squares = torch.zeros(2, 2, len(weights), dtype=torch.float64, device=first.device)
         self._half = 0
         self._direction = self._squares.new_zeros(_SKETCH)
+        self._signs = _random_signs((256, _SKETCH), 0, first.device)
         self._place = self._squares.new_zeros(len(weights), _SKETCH)
         self._falling = 0
         self._rate = self._earlier_rate = 0.0
@@ -227,17 +230,32 @@ class Measurement:
             if part is not None and part.numel():
                 # Elements of a tensor that processes share out have signs of their own in each.
                 seed = number + (len(parts) * torch.distributed.get_rank() if self._shards.sharded else 0)
-                generator = torch.Generator(part.device).manual_seed(seed)
-                signs = torch.randint(2, (part.numel(),), generator=generator, device=part.device)
-                elements = part.reshape(-1).to(torch.float32) * (2 * signs - 1)
-                sums[number] = pad(elements, (0, -len(elements) % _SKETCH)).view(-1, _SKETCH).sum(0)
+                sums[number] = self._sketch(part, seed)
         return self._shards.sums(sums)
+
+    def _sketch(self, part: Tensor, seed: int) -> Tensor:
+        """Sums of every 256th element with signs, float32 [256]: those of a piece, turned by one for it and the sum."""
+        piece = self._signs.numel()
+        pieces = -(-part.numel() // piece)
+        turns = _random_signs((pieces, _SKETCH), seed, part.device)
+        total, elements = self._signs.new_zeros(_SKETCH), part.reshape(-1)
+        for begin in range(0, pieces, _PIECES):
+            some = elements[begin * piece : (begin + _PIECES) * piece].to(torch.float32)
+            some = pad(some, (0, -some.numel() % piece)).view(-1, *self._signs.shape)
+            total += ((some * self._signs).sum(1) * turns[begin : begin + _PIECES]).sum(0)
+        return total
 
     def _mean_squares(self, parts: Sequence[Tensor | None]) -> Tensor:
         """Mean of the squares of whole tensors from what each process holds of them, float64 [T]; 0 without one."""
         counts = [weight.numel() for weight in self._weights.values()]
         sums = self._shards.sums(squares_of(parts, self._squares))
         return sums / torch.tensor(counts, dtype=torch.float64, device=sums.device)
+
+
+def _random_signs(size: tuple[int, int], seed: int, device: torch.device) -> Tensor:
+    """1 and -1, float32, always the same for a seed."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return 2.0 * torch.randint(2, size, generator=generator, device=device).to(torch.float32) - 1.0
 
 
 def _spread(squares: Tensor, share: Tensor) -> float:
