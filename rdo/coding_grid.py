@@ -20,8 +20,6 @@ from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
 from rdo.sharding import Shards, part_as_of, placed_as
 
-_CLOSE = 1e-3
-"""Bits a weight, and octaves, to which a scale is found."""
 _FINEST = 512
 """Steps from zero to the largest weight of a tensor, at most; symbols are counted up to twice that."""
 
@@ -149,10 +147,10 @@ class CodingGrid:
         assert counts is not None
         return bits_of_counts(self._shards.sums(counts)) / self.count
 
-    def fit(self, bits: float) -> None:
-        """Scale all steps such that the masters have this entropy, or up to 1e-3 bits less; waits for the device.
+    def fit(self, bits: float, close: float = 1e-3) -> None:
+        """Scale all steps such that the masters have this entropy, or up to ``close`` bits less; waits for the device.
 
-        Where no scale comes so near, as with few weights, it is the finest with fewer, to 1e-3 octaves.
+        Where no scale comes so near, as with few weights, it is the finest with fewer, to as many octaves.
 
         Raises:
             ConfigError: the least steps give fewer bits.
@@ -164,7 +162,7 @@ class CodingGrid:
         before = octaves, math.nan
         for trial in itertools.count():
             found = self._entropy_at(octaves)
-            if 0.0 <= bits - found <= _CLOSE:
+            if 0.0 <= bits - found <= close:
                 return
             if found > bits:
                 low = octaves
@@ -172,13 +170,13 @@ class CodingGrid:
                 high = octaves
             else:
                 raise ConfigError(f"no quantisation steps give the weights an entropy of {bits:g} bits; ask for less")
-            if high - low <= _CLOSE:
+            if high - low <= close:
                 break
             if (found - before[1]) * (octaves - before[0]) < 0.0:
                 slope = (found - before[1]) / (octaves - before[0])
             before = octaves, found
             # -1 at high rates; it aims into the middle of what is close, and halves the bracket where that goes astray.
-            octaves += (bits - _CLOSE / 2 - found) / min(max(slope, -1.0), -0.1)
+            octaves += (bits - close / 2 - found) / min(max(slope, -1.0), -0.1)
             if octaves <= least:
                 octaves = least
             elif not low < octaves < high or trial % 3 == 2:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _LEAST = 0.01
 """Of the mean diagonal, added to the diagonal of a matrix of inputs for the sake of one that is not of full rank."""
 _BLOCK = 128
-_PASSES, _CLOSE = 4, 0.01
-"""Over a model's matrices until the entropy is this close to what was asked for, in bits a weight, and at most."""
+_PASSES = 4
+"""Over a model's matrices until the entropy is close to what was asked for, at most."""
 
 Rounding = Callable[[Tensor, float], Tensor]
 """Makes integers of the values of a column; the other argument is what a squared error counts, relative to the mean."""
@@ -115,8 +115,8 @@ class Compensation:
         self._spent = 0.0
 
     @torch.no_grad()
-    def fit(self, bits: float) -> None:
-        """Scale all steps such that the weights that are moved then have an entropy of ``bits``, to a hundredth of one.
+    def fit(self, bits: float, close: float = 0.01) -> None:
+        """Scale all steps such that the weights that are moved then have an entropy of ``bits``, to ``close`` of them.
 
         Raises:
             ConfigError: as :meth:`rdo.coding_grid.CodingGrid.fit`.
@@ -131,7 +131,7 @@ class Compensation:
                     self._move(name, steps)
             found = float(self._grid.entropy_bits())
             self._spent = found - before
-            if abs(found - bits) < _CLOSE:
+            if abs(found - bits) < close:
                 break
 
     def _move(self, name: str, steps: Tensor) -> None:

@@ -7,7 +7,6 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from rdo.calibration import InputRecorder, steps_by_sensitivity
 from rdo.channel_sensitivity import ChannelSensitivity
@@ -16,6 +15,7 @@ from rdo.errors import ConfigError
 from rdo.optimizer_state import OptimizerLike
 from rdo.pressure import squares_of
 from rdo.sharding import Shards
+from rdo.sketch import CountSketch
 
 MEASURED_STEPS = 20
 """Optimizer steps over which squared gradients, and at least so many of inputs, are averaged before rounding begins."""
@@ -38,11 +38,7 @@ moved in ten steps, times a tenth of the steps that are left. With less, the rou
 small Llama have 0.07 to 0.1 in 80 steps at a learning rate of 3e-4, and 0.41 to 0.57 in 300 at 1e-3."""
 _STEPS_LEFT = 200
 """At most, and where the learning rate does not fall."""
-_SKETCH = 256
-"""Numbers that stand for the direction of a gradient; its length in them is right within 9 % (one standard error)."""
-_PIECES = 16
-"""Of 256 x 256 elements, that are sketched at once."""
-
+Allocation = Literal["sensitivity", "scale", "equal"]
 Start: TypeAlias = int | Literal["settled", "decayed"]
 
 
@@ -56,12 +52,13 @@ class Measurement:
             peak, and 20 more; ``"settled"`` for 20 if these show that the sensitivities of the tensors hardly move
             against one another, as those of a model do that trains on, and as with ``"decayed"`` if not; while the
             learning rate rises and all gradients still point the same way, another 20 decide.
+        allocation: what the steps of the tensors go by, see :class:`rdo.target.SizeTarget`.
         inputs: whether to record the inputs of matrices; they are dropped if a settled model is rounded early and its
             weights have :data:`ROOM`.
         channels: whether to measure rows and columns too; not for sharded weights.
 
     Raises:
-        ConfigError: another start.
+        ConfigError: another start or allocation.
     """
 
     def __init__(
@@ -71,11 +68,15 @@ class Measurement:
         shards: Shards,
         *,
         start: Start,
+        allocation: Allocation = "sensitivity",
         inputs: bool,
         channels: bool = False,
     ) -> None:
         if not (isinstance(start, int) and start >= 0) and start not in get_args(get_args(Start)[1]):
             raise ConfigError(f"start must be a number of optimizer steps, 'settled' or 'decayed'; got {start!r}")
+        if allocation not in get_args(Allocation):
+            raise ConfigError(f"allocation must be one of {', '.join(get_args(Allocation))}; got {allocation!r}")
+        self._allocation = allocation
         self._model, self._weights, self._shards, self._wanted = model, dict(weights), shards, inputs
         self.start = max(start, MEASURED_STEPS) if isinstance(start, int) else None
         self._comparing = start == "settled"
@@ -85,9 +86,9 @@ class Measurement:
         # Of the first and second half of the steps, and of even and odd ones.
         self._squares = torch.zeros(2, 2, len(weights), dtype=torch.float64, device=first.device)
         self._half = 0
-        self._direction = self._squares.new_zeros(_SKETCH)
-        self._signs = _random_signs((256, _SKETCH), 0, first.device)
-        self._place = self._squares.new_zeros(len(weights), _SKETCH)
+        self._sketch = CountSketch(first.device)
+        self._direction = self._squares.new_zeros(CountSketch.length)
+        self._place = self._squares.new_zeros(len(weights), CountSketch.length)
         self._falling = 0
         self._rate = self._earlier_rate = 0.0
         self.channels = ChannelSensitivity(weights if channels else {})
@@ -176,11 +177,11 @@ class Measurement:
             return None
         return recorder
 
-    def relative_steps(self, allocation: str) -> list[float]:
-        """Steps of the tensors relative to one another, see :class:`rdo.target.SizeTarget`."""
-        if allocation == "equal":
+    def relative_steps(self) -> list[float]:
+        """Steps of the tensors relative to one another."""
+        if self._allocation == "equal":
             return [1.0] * len(self._weights)
-        if allocation == "scale":
+        if self._allocation == "scale":
             squares = self._mean_squares(self._shards.parts()).tolist()
             return steps_by_sensitivity([1.0 / max(square, 1e-300) for square in squares])
         return steps_by_sensitivity(self._squares.sum((0, 1)).tolist())
@@ -221,11 +222,8 @@ class Measurement:
         return self.start is not None and step >= self.start - MEASURED_STEPS
 
     def _sketches(self, parts: Sequence[Tensor | None]) -> Tensor:
-        """Random sums of the elements of each tensor, float64 [T, 256], the same in every step: the count sketch.
-
-        Its squared length is on the mean that of the elements (Charikar, Chen and Farach-Colton, ICALP 2002).
-        """
-        sums = self._squares.new_zeros(len(parts), _SKETCH)
+        """The count sketch of each tensor, float64 [T, 256], by the same signs in every step."""
+        sums = self._squares.new_zeros(len(parts), CountSketch.length)
         for number, part in enumerate(parts):
             if part is not None and part.numel():
                 # Elements of a tensor that processes share out have signs of their own in each.
@@ -233,29 +231,11 @@ class Measurement:
                 sums[number] = self._sketch(part, seed)
         return self._shards.sums(sums)
 
-    def _sketch(self, part: Tensor, seed: int) -> Tensor:
-        """Sums of every 256th element with signs, float32 [256]: those of a piece, turned by one for it and the sum."""
-        piece = self._signs.numel()
-        pieces = -(-part.numel() // piece)
-        turns = _random_signs((pieces, _SKETCH), seed, part.device)
-        total, elements = self._signs.new_zeros(_SKETCH), part.reshape(-1)
-        for begin in range(0, pieces, _PIECES):
-            some = elements[begin * piece : (begin + _PIECES) * piece].to(torch.float32)
-            some = pad(some, (0, -some.numel() % piece)).view(-1, *self._signs.shape)
-            total += ((some * self._signs).sum(1) * turns[begin : begin + _PIECES]).sum(0)
-        return total
-
     def _mean_squares(self, parts: Sequence[Tensor | None]) -> Tensor:
         """Mean of the squares of whole tensors from what each process holds of them, float64 [T]; 0 without one."""
         counts = [weight.numel() for weight in self._weights.values()]
         sums = self._shards.sums(squares_of(parts, self._squares))
         return sums / torch.tensor(counts, dtype=torch.float64, device=sums.device)
-
-
-def _random_signs(size: tuple[int, int], seed: int, device: torch.device) -> Tensor:
-    """1 and -1, float32, always the same for a seed."""
-    generator = torch.Generator(device).manual_seed(seed)
-    return 2.0 * torch.randint(2, size, generator=generator, device=device).to(torch.float32) - 1.0
 
 
 def _spread(squares: Tensor, share: Tensor) -> float:

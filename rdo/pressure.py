@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 import rdo_kernels
 from rdo.constraint import RateConstraint
+from rdo.errors import ConfigError
 
 _MEMORY = 0.8
 """Weight of earlier measurements of the length of the loss's gradient."""
@@ -30,9 +32,14 @@ class Pressure:
     Args:
         constraint: with a scalar tensor as its lambda.
         share: length of the rate's gradient relative to that of the loss, at one bit a weight.
+
+    Raises:
+        ConfigError: the share is no number of 0 or more.
     """
 
     def __init__(self, constraint: RateConstraint, share: float) -> None:
+        if not 0.0 <= share < math.inf:
+            raise ConfigError(f"pressure must be a number of 0 or more, got {share}")
         self._constraint, self.share = constraint, share
         self._gradient = torch.zeros((), dtype=torch.float64, device=constraint.parameters[0].device)
 

@@ -150,7 +150,7 @@ class QualityTarget(SizeTarget):
         self._peak, self._stride, self._error = (float(state[key]) for key in ("peak", "stride", "error"))
         super().load_state_dict(state)
 
-    def _begin(self, fit: Callable[[float], None]) -> None:
+    def _begin(self, fit: Callable[..., None]) -> None:
         self.goal_bits = self.bits_per_parameter
         fit(self.goal_bits)
         self._entropy = self._ready().entropy_bits()

@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ from rdo.compensation import Compensation
 from rdo.constraint import RateConstraint
 from rdo.errors import ConfigError
 from rdo.hardening import HARDENING, Hardening, Softness
-from rdo.measurement import Measurement, Start
+from rdo.measurement import Allocation, Measurement, Start
 from rdo.model_file import ModelFile
 from rdo.optimizer_state import OptimizerLike
 from rdo.pressure import Pressure
@@ -41,7 +41,6 @@ from rdo.quantizers import AllocatedQuantizer
 from rdo.recovery import Recovery
 from rdo.sharding import has_replicas, is_main_process
 
-Allocation = Literal["sensitivity", "scale", "equal"]
 DEFAULT_PRESSURE = 0.03
 """Length of the rate's gradient relative to that of the loss, at one bit a parameter."""
 _COUNTED = 4
@@ -50,8 +49,8 @@ _GAIN, _STRIDE = 1.0, 0.2
 """Octaves that the scale moves then for a bit of error, and at most."""
 _FIRST_BITS = 4.0
 """Entropy of the first trial file, at most."""
-_LEARNED = 0.05
-"""By what share a file may correct the entropy before another is asked."""
+_LEARNED, _ROUGH = 0.2, 0.25
+"""Share by which a file may correct the entropy with no other asked, and bits to which the weights have it then."""
 
 
 class SizeTarget:
@@ -79,8 +78,7 @@ class SizeTarget:
         hardening, softness: where the first rounding is not compensated, how many optimizer steps weights take to
             harden from then on, and how they are soft (:class:`rdo.hardening.Hardening`). Until then the model is not
             yet what would be decoded. 0 rounds at once.
-        recovery: share of its peak to which the learning rate falls before weights that are zero, once they are hard,
-            stay zero, and the others go on without the rate term (:class:`rdo.recovery.Recovery`); 0 for never.
+        recovery: share of the peak learning rate from which on zeros are frozen (:class:`rdo.recovery.Recovery`); 0: never.
         channels: whether rows or columns of a matrix have steps of their own, relative to the tensor's and by their own
             mean squared gradient, where that saves bits. By default if ``context`` is among the coders: one table for a
             tensor cannot tell them apart. Not for sharded parameters.
@@ -108,29 +106,26 @@ class SizeTarget:
         coder: Coder | Sequence[Coder] = SMALLEST,
         raw_dtype: torch.dtype | None = None,
     ) -> None:
-        if not 0.0 <= pressure < math.inf:
-            raise ConfigError(f"pressure must be a number of 0 or more, got {pressure}")
-        if allocation not in get_args(Allocation):
-            raise ConfigError(f"allocation must be one of {', '.join(get_args(Allocation))}; got {allocation!r}")
         if constraint.shards.sharded and compensated:
             raise ConfigError(
                 "the first rounding of sharded parameters cannot be compensated, which needs whole matrices; give "
                 'target_options={"compensated": False}'
             )
-        self._constraint, self._shards, self._allocation = constraint, constraint.shards, allocation
+        self._constraint, self._shards = constraint, constraint.shards
         self._file = ModelFile(model, constraint.names, coder=coder, raw_dtype=raw_dtype)
         self.parameters: int = self._file.parameters
         self.budget_bytes: float = self._file.budget_bytes(bits_per_parameter, size_mb)
         self._pressure = Pressure(constraint, pressure) if constraint.lam_tensor is not None else None
         weights = dict(zip(constraint.names, constraint.parameters, strict=True))
         by_row = measures_channels(channels, allocation, coder, sharded=self._shards.sharded)
-        self.measurement = Measurement(model, weights, self._shards, start=start, inputs=compensated, channels=by_row)
+        self.measurement = Measurement(
+            model, weights, self._shards, start=start, allocation=allocation, inputs=compensated, channels=by_row
+        )
         self._hardening, self._recovery = Hardening(hardening, softness), Recovery(recovery)
-        self.step = 0
+        self.step, self.goal_bits = 0, 0.0
         self.grid: CodingGrid | None = None
         self.bits_per_parameter: float = 8 * self.budget_bytes / self.parameters
         self._entropy = torch.zeros((), dtype=torch.float64, device=constraint.parameters[0].device)
-        self.goal_bits = 0.0
 
     @property
     def entropy_bits(self) -> float:
@@ -158,7 +153,7 @@ class SizeTarget:
         if self.grid is None:
             if not self.measurement.after_step(self.step):
                 return
-            relative = self.measurement.relative_steps(self._allocation)
+            relative = self.measurement.relative_steps()
             channels = self.measurement.channels.steps()
             self.grid = CodingGrid(self._constraint.names, self._constraint.parameters, relative, channels=channels)
             self.measurement.channels.clear()
@@ -271,12 +266,12 @@ class SizeTarget:
             )
         return self.grid
 
-    def _begin(self, fit: Callable[[float], None]) -> None:
+    def _begin(self, fit: Callable[..., None]) -> None:
         """Choose the first steps, with what scales them such that the weights have so many bits."""
         # Of a small file much is header: more bits than the weights have could not be fitted.
         self.goal_bits = min(self.bits_per_parameter, _FIRST_BITS)
         for _ in range(2):
-            fit(self.goal_bits)
+            fit(self.goal_bits, _ROUGH)
             before = self.goal_bits
             self._learn_goal()
             if abs(self.goal_bits - before) <= _LEARNED * before:
