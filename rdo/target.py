@@ -78,7 +78,7 @@ class SizeTarget:
         hardening, softness: where the first rounding is not compensated, how many optimizer steps weights take to
             harden from then on, and how they are soft (:class:`rdo.hardening.Hardening`). Until then the model is not
             yet what would be decoded. 0 rounds at once.
-        recovery: share of the peak learning rate from which on zeros are frozen (:class:`rdo.recovery.Recovery`); 0: never.
+        recovery: share of the peak learning rate from which on zeros are frozen, 0 for never: see :mod:`rdo.recovery`.
         channels: whether rows or columns of a matrix have steps of their own, relative to the tensor's and by their own
             mean squared gradient, where that saves bits. By default if ``context`` is among the coders: one table for a
             tensor cannot tell them apart. Not for sharded parameters.
