@@ -81,14 +81,20 @@ class InputRecorder:
 
     @property
     def seen(self) -> bool:
-        """Whether there were any inputs."""
-        return bool(self._counts)
+        """Whether there were inputs of matrices that make up at least half of the weights of all there are."""
+        sizes = {self._name_of[id(m.weight)]: cast(Tensor, m.weight).numel() for m in self._modules}
+        found = sum(size for name, size in sizes.items() if name in self._counts or name in self._same_as)
+        return 0 < sum(sizes.values()) <= 2 * found
 
     def _see_mask(self, module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
         mask = options.get("attention_mask")
         self._shown = mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def _record(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling():  # what is compiled now would go on when this stops, and be compiled again
+            return
         name, x = self._name_of[id(module.weight)], arguments[0]
         if x is self._latest() and name not in self._counts:
             self._same_as[name] = self._latest_name

@@ -170,7 +170,7 @@ class Measurement:
         return False
 
     def take_recorder(self) -> InputRecorder | None:
-        """What has recorded inputs, if it saw any: compiled models do not call it, and others may have no matrices."""
+        """What has recorded inputs, if it saw most: compiled models do not call it, and others may have no matrices."""
         recorder, self.recorder = self.recorder, None
         if recorder is not None and not recorder.seen:
             recorder.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +118,44 @@ def test_a_first_rounding_that_is_compensated_is_hard() -> None:
     assert all(torch.equal(seen, rounded) for seen, _, rounded, _ in weights(model, handle))
 
 
-def test_what_records_no_inputs_hardens(tmp_path: Path) -> None:
-    """Hooks are not called by a model that was compiled before; its file has the names of the model inside."""
+def compiled_whole() -> tuple[nn.Module, nn.Module]:
     model = model_of()
-    compiled = torch.compile(model, backend="eager")
-    compiled(torch.zeros(1, SIZE))
+    compiled: nn.Module = torch.compile(model, backend="eager", fullgraph=True)
+    return model, compiled
+
+
+def compiled_mostly() -> tuple[nn.Module, nn.Module]:
+    """All but a last layer of a hundredth of the weights."""
+    first = model_of()
+    assert isinstance(first, nn.Sequential)
+    model = nn.Sequential(Block(first[:-1]), first[-1])
+    model[0].compile(backend="eager", fullgraph=True)
+    return model, model
+
+
+class Block(nn.Module):
+    """Layers that are compiled for themselves."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y
+
+
+@pytest.mark.parametrize("make", [compiled_whole, compiled_mostly])
+def test_what_records_few_inputs_hardens(make: Callable[[], tuple[nn.Module, nn.Module]], tmp_path: Path) -> None:
+    """Hooks are not called by what is compiled; the file has the names of the model inside."""
+    torch.compiler.reset()
+    model, compiled = make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     handle = rdo.attach(optimizer, compiled, bits_per_parameter=1.5, verbose=False, target_options={"start": 0})
     assert isinstance(handle, TargetAttachment)
-    train(compiled, optimizer, range(MEASURED_STEPS + 3))
+    train(compiled, optimizer, range(5))
+    compiled(torch.zeros(1, SIZE)).sum().backward()  # compiles again for another number of rows, now with hooks
+    train(compiled, optimizer, range(5, MEASURED_STEPS + 3))
     assert not any(torch.equal(seen, rounded) for seen, _, rounded, _ in weights(model, handle))
     handle.save(tmp_path / "model.rdo")
     assert set(rdo.load_compressed(tmp_path / "model.rdo")) == set(model.state_dict())
