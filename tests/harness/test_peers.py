@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from rdo.checkpoint import load_quantized
 from rdo.errors import ConfigError
+from rdo.quantizers import RelativeQuantizer
 from rdo_harness.methods.base import Context
 from rdo_harness.methods.gptq import GPTQ
 from rdo_harness.methods.hqq import HQQ
@@ -19,6 +22,7 @@ from rdo_harness.methods.quanto import Quanto
 from rdo_harness.methods.wanda import Wanda
 from rdo_harness.peers import catalogue
 from rdo_harness.peers.catalogue import Peer
+from rdo_harness.peers.completion import complete
 from rdo_harness.peers.environments import PeerError
 from rdo_harness.peers.exchange import linear_matrices
 from rdo_harness.peers.expression import decoded
@@ -221,3 +225,30 @@ def test_whole_models_are_written_for_transformers(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
     with pytest.raises(PeerError, match="whole transformers models, Linear is none"):
         _save_model(catalogue.PEERS["gptq"], torch.nn.Linear(2, 2), tmp_path / "other")
+
+
+@pytest.mark.parametrize("most_loss", [0.0, 1e-4, 1e-3, 1e-2, 1.0])
+def test_what_a_peer_leaves_gets_the_coarsest_step_that_is_allowed_in_few_trials(most_loss: float) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(20, 30)
+    original = model.weight.detach().clone()
+    quantizers = [RelativeQuantizer(ratio) for ratio in (0.7, 0.1, 1.0, 0.2, 0.05, 0.4, 0.3)]
+    trials = 0
+
+    def loss(model: torch.nn.Module) -> float:
+        nonlocal trials
+        trials += 1
+        return 1.0 + float((model.weight - original).square().mean())  # type: ignore[operator]
+
+    def raised(quantizer: RelativeQuantizer) -> float:
+        return float((quantizer.quantize(original, "weight").dequantize() - original).square().mean())
+
+    architecture = SimpleNamespace(compressible=lambda name, tensor: tensor.ndim == 2)
+    context: Any = SimpleNamespace(architecture=architecture, validation_cross_entropy=loss)
+    found = complete(model, (), quantizers, context, most_loss)
+    allowed = [quantizer for quantizer in quantizers if raised(quantizer) <= most_loss]
+    wanted = max(allowed, key=lambda quantizer: quantizer.ratio, default=quantizers[4])
+    assert found.chosen == wanted.config()
+    assert found.cross_entropy == pytest.approx(1.0 + raised(wanted), abs=1e-7)
+    assert trials <= 1 + 3 + 1
+    assert torch.equal(model.weight, original)

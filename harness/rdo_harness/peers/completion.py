@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,8 @@ def complete(
     """Choose the coarsest quantizer for the compressible tensors not in ``done``, by the validation split.
 
     Coarsest is the one with the largest squared error. It may raise the validation cross entropy by ``most_loss``, a
-    share of it; if all do by more, the finest is taken. The model's weights are what they were afterwards.
+    share of it; if all do by more, the finest is taken. A coarser one is taken to raise it more, so that the search can
+    halve what is left. The model's weights are what they were afterwards.
     """
     compressible = context.architecture.compressible
     rest = {n: p for n, p in model.named_parameters() if compressible(n, p) and n not in done}
@@ -69,17 +72,20 @@ def complete(
     def error(quantizer: Quantizer) -> float:
         return sum(float((weight - kept[name]).square().sum()) for name, weight in rounded(quantizer).items())
 
-    chosen, loss = quantizers[0], before
-    for quantizer in sorted(quantizers, key=error, reverse=True):
-        for name, weight in rounded(quantizer).items():
+    @cache
+    def loss(place: int) -> float:
+        for name, weight in rounded(coarsest_first[place]).items():
             rest[name].copy_(weight)
-        chosen, loss = quantizer, context.validation_cross_entropy(model)
-        if loss <= before * (1 + most_loss):
-            break
+        return context.validation_cross_entropy(model)
+
+    coarsest_first = sorted(quantizers, key=error, reverse=True)
+    places = range(len(coarsest_first) - 1)  # the finest is what remains if none of these will do
+    place = bisect_left(places, True, key=lambda each: loss(each) <= before * (1 + most_loss))
+    chosen, found = coarsest_first[place], loss(place)
     for name, parameter in rest.items():
         parameter.copy_(kept[name])
     steps = {name: float(chosen.steps(weight, name)) for name, weight in kept.items()}
-    return Completion(steps, chosen.config(), loss, before)
+    return Completion(steps, chosen.config(), found, before)
 
 
 def save_expressed(
