@@ -20,7 +20,7 @@ from rdo_harness import training
 from rdo_harness.architectures.base import Architecture
 from rdo_harness.methods.base import Context, Method, OperatingPoint
 from rdo_harness.metrics import pack_items
-from rdo_harness.resources import provenance
+from rdo_harness.resources import code_version, provenance
 from rdo_harness.results import Row
 from rdo_harness.suite import Part, Suite
 from rdo_harness.tasks.base import PreparedTask, Task
@@ -71,6 +71,7 @@ def cells(suite: Suite) -> Iterator[Cell]:
 
 def trained(cell: Cell, work: Path, progress: training.Progress = lambda *_: None) -> training.Trained:
     """The trained model of a cell, from the folder ``work`` or trained now."""
+    code_version()  # before it is trained
     prepared = _prepared(cell.part.task, cell.architecture)
     return training.trained(prepared, cell.architecture, cell.part.budget, cell.point.rate, cell.seed, work, progress)
 

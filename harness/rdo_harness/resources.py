@@ -40,7 +40,7 @@ def peak_memory_bytes() -> int:
 
 def provenance() -> dict[str, Any]:
     """Commit, versions, device and date of a measurement, as columns of a row."""
-    commit, dirty = _commit()
+    commit, dirty = code_version()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
     return {
         "commit": commit,
@@ -54,8 +54,11 @@ def provenance() -> dict[str, Any]:
 
 
 @cache
-def _commit() -> tuple[str, bool]:
-    """The commit of the checkout that this code runs from and whether its code differs; the version if installed."""
+def code_version() -> tuple[str, bool]:
+    """The commit of the checkout that this code runs from and whether its code differs; the version if installed.
+
+    As of the first call of the process: what is checked out while a training runs is not what trains.
+    """
     folder = Path(__file__).resolve().parent
     code = ["rdo", "kernels", "harness"]
     try:

@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+import rdo
 from rdo.coders.base import Histogram
 from rdo.coders.exp_golomb import ExpGolomb
 from rdo.coders.fixed_length import FixedLength
 from rdo.coders.huffman import Huffman
+from rdo_harness import resources, training
 from rdo_harness import run as runner
 from rdo_harness.cells import Cell, cells
 from rdo_harness.methods.pruning import prune, prune_smallest
 from rdo_harness.methods.rtn import RoundToNearest
 from rdo_harness.results import append_row, read_rows
 from rdo_harness.suite import Suite, parse_suite
+from rdo_harness.training import Trained
 from tests.harness.conftest import TinyArchitecture
 
 
@@ -255,3 +258,28 @@ def test_rows_are_valid_json_without_nan(tiny_suite: Suite, tmp_path: Path) -> N
     runner.run(tiny_suite.restricted(["rtn"], None), tmp_path, Recorder())
     for line in runner.rows_path(tmp_path, tiny_suite).read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in a row"))
+
+
+def test_rows_name_the_code_that_was_there_when_the_training_began(
+    tiny_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another commit may be checked out before a long training ends."""
+    head = "began"
+
+    def git(folder: Path, *arguments: str) -> str:
+        return {"--show-toplevel": str(Path(rdo.__file__).parents[1]), "HEAD": head}.get(arguments[1], "")
+
+    def train(*arguments: object) -> Trained:
+        nonlocal head
+        found = original(*arguments)  # type: ignore[arg-type]
+        head = "ended"
+        return found
+
+    original = training.trained
+    monkeypatch.setattr(resources, "_git", git)
+    monkeypatch.setattr(training, "trained", train)
+    resources.code_version.cache_clear()
+    try:
+        assert {row["commit"] for row in runner.run(tiny_suite, tmp_path, Recorder())} == {"began"}
+    finally:
+        resources.code_version.cache_clear()
