@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -38,6 +39,8 @@ moved in ten steps, times a tenth of the steps that are left. With less, the rou
 small Llama have 0.07 to 0.1 in 80 steps at a learning rate of 3e-4, and 0.41 to 0.57 in 300 at 1e-3."""
 _STEPS_LEFT = 200
 """At most, and where the learning rate does not fall."""
+_LEVEL = 200
+"""Optimizer steps at one learning rate after which it is said what rounding waits for."""
 Allocation = Literal["sensitivity", "scale", "equal"]
 Start: TypeAlias = int | Literal["settled", "decayed"]
 
@@ -91,6 +94,7 @@ class Measurement:
         self._place = self._squares.new_zeros(len(weights), CountSketch.length)
         self._falling = 0
         self._rate = self._earlier_rate = 0.0
+        self._level = 0
         self.channels = ChannelSensitivity(weights if channels else {})
 
     @property
@@ -98,11 +102,19 @@ class Measurement:
         """When rounding begins, in words."""
         if self.start is not None:
             return f"after {self.start} optimizer steps"
-        return f"once the learning rate has fallen to {DECAYED} of its peak (give `start` if it does not decay)"
+        return f"once the learning rate has fallen to {DECAYED} of its peak"
 
     def before_step(self, step: int, optimizer: OptimizerLike) -> None:
         """Look at the learning rate and the gradients."""
-        self._rate = largest_rate(optimizer)
+        rate = largest_rate(optimizer)
+        self._rate, self._level = rate, self._level + 1 if rate == self._rate else 0
+        if self._level == _LEVEL and self.start is None and not self._comparing:
+            warnings.warn(
+                f"the learning rate has been {rate:g} for {_LEVEL} steps, and weights are rounded to the size only "
+                f"{self.when}: without a schedule give some steps fewer than there will be in all, such as "
+                f'target_options={{"start": {step + _LEVEL}}}',
+                stacklevel=2,
+            )
         if self._decayed(optimizer) and self.start is None:
             self._forget(comparing=False)
             self.start = step + MEASURED_STEPS

@@ -261,8 +261,8 @@ class SizeTarget:
     def _ready(self) -> CodingGrid:
         if self.grid is None:
             raise ConfigError(
-                f"the weights are not rounded yet after {self.step} optimizer steps: "
-                f"that begins {self.measurement.when}"
+                f"weights are not rounded yet after {self.step} steps: that begins {self.measurement.when}, or where "
+                "`start` says. What is trained is not lost: rdo.rounding.round_to_size rounds it as it is"
             )
         return self.grid
 

@@ -22,7 +22,7 @@ from rdo.quantizers import RelativeQuantizer, UniformQuantizer
 from tests.training import parameters, set_gradients, snapshot, step
 
 
-@pytest.mark.parametrize("lam", [-1.0, math.nan, math.inf, lambda step: -1.0], ids=str)
+@pytest.mark.parametrize("lam", [-1.0, math.nan, math.inf, lambda step: -1.0], ids=["-1", "nan", "inf", "schedule"])
 def test_impossible_lambdas_are_refused_at_once(lam: object) -> None:
     with pytest.raises(ConfigError, match=r"lambda must be a number of 0 or more, got .* at step 0"):
         RateConstraint(parameters((2, 2)), lam=lam)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -237,11 +238,25 @@ def test_rounding_begins_when_the_learning_rate_has_decayed(tmp_path: Path) -> N
         # Inputs are recorded from 0.6 of the peak on.
         assert (handle.target.measurement.recorder is not None) == (35 <= step < 69)
         if step == 40:
-            with pytest.raises(ConfigError, match="give `start`"):
+            with pytest.raises(ConfigError, match="or where `start` says"):
                 handle.save(tmp_path / "model.rdo")
     # The rate falls to 0.4 of its peak with step 50.
     assert handle.target.measurement.start == 50 + MEASURED_STEPS
     assert handle.save(tmp_path / "model.rdo").bits_per_parameter == pytest.approx(1.5, rel=0.01)
+
+
+@pytest.mark.parametrize("falling", [True, False])
+def test_it_is_said_if_the_learning_rate_gives_no_sign_to_round(falling: bool) -> None:
+    model, optimizer, _ = sized(start="decayed")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(450):
+            if falling:
+                optimizer.param_groups[0]["lr"] = 3e-3 * (1.0 - step / 900)
+            train(model, optimizer, range(step, step + 1))
+    said = [str(warning.message) for warning in caught if "the learning rate has been" in str(warning.message)]
+    assert len(said) == (0 if falling else 1)
+    assert all("0.003 for 200 steps" in each and "to 0.4 of its peak" in each for each in said)
 
 
 class Two(nn.Module):
