@@ -156,6 +156,24 @@ def test_what_is_taken_away_from_the_subject_is_told_apart(tmp_path: Path) -> No
     assert len(apart.figure.axes) == 2, "of the model that has no ablation nothing is shown"
 
 
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        (["without"], [{"without"}]),
+        (["without", "more"], [{"without", "more"}]),
+        (["without", "mine"], [{"mine"}, {"mine", "without"}]),
+        (["mine", "without"], [{"mine"}, {"mine", "without"}]),
+    ],
+)
+def test_a_part_of_a_suite_has_figures_too(tmp_path: Path, labels: list[str], shown: list[set[str]]) -> None:
+    rows = [point for label in labels for point in curve(label, 1.0)]
+    report.build(rows, tmp_path, "s", subject="mine", ablations=["without", "more"])
+    frame = pd.DataFrame(rows).assign(best_coder_bits_per_parameter=lambda f: f["rans_bits_per_parameter"])
+    drawn = figures.draw(frame, labels, [], subject="mine", ablations=["without", "more"])
+    names = {"mine", "without", "more"}
+    assert [{line.get_label() for line in each.figure.axes[0].get_lines()} & names for each in drawn] == shown
+
+
 def test_architectures_are_kept_apart(tmp_path: Path) -> None:
     rows = [*ROWS, *curve("anchor", 1.0, architecture="llama"), *curve("mine", 0.5, architecture="llama")]
     built = report.build(rows, tmp_path, "s")

@@ -82,11 +82,14 @@ def draw(
         return [Drawn("", _CAPTIONS[caption], drawing())] if paper in of_rows or normal else []
     if paper == "table3":  # of coders alone
         return []
-    methods = [label for label in labels if label not in ablations]
+    # What is left of a method is told by the method beside it; without that it is one of several.
+    apart = [subject, *ablations] if subject in labels and frame["label"].isin(ablations).any() else []
+    methods = [label for label in labels if label not in apart[1:]]
     drawn = [Drawn("", _CAPTIONS[""], rate_distortion(frame, methods, subject))]
-    if frame["label"].isin(ablations).any():
-        apart = rate_distortion(frame, [labels[0], subject, *ablations], subject, hidden=labels[:1])
-        drawn.append(Drawn("ablations", _CAPTIONS["ablations"], apart))
+    if apart:
+        anchor = [label for label in labels[:1] if label not in apart]
+        figure = rate_distortion(frame, [*anchor, *apart], subject, hidden=anchor)
+        drawn.append(Drawn("ablations", _CAPTIONS["ablations"], figure))
     if normal and paper in ("", "table4"):
         drawn += [
             Drawn("sparsity", _CAPTIONS["sparsity"], weights.sparsity_over_depth(lines)),
