@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Processes that share a machine's cores (pytest -n) would wait for one another's threads. Before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
 
 import pytest
