@@ -30,9 +30,11 @@ class ChannelSensitivity:
 
     Args:
         weights: by name; those of two or more axes are measured.
+        share: how far apart steps are, of what the squared gradients ask for; 0.5 for half as many octaves.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], share: float = 1.0) -> None:
+        self._share = share
         self._weights = {name: weight for name, weight in weights.items() if weight.ndim > 1 and weight.numel()}
         self.clear()
 
@@ -66,7 +68,8 @@ class ChannelSensitivity:
         found = {}
         for name, sums in self._sums.items():
             size = self._weights[name].shape
-            best = max((_candidate(squares, axis, size) for squares, axis in zip(sums, AXES, strict=True)), key=_bits)
+            both = [_candidate(squares, axis, size, self._share) for squares, axis in zip(sums, AXES, strict=True)]
+            best = max(both, key=_bits)
             if best.bits > max(_WORTH * size.numel(), _GROUP_BITS):
                 assert best.relative is not None
                 exponents = best.relative.log2().neg().round().to(torch.int8).cpu()
@@ -100,31 +103,33 @@ def measures_channels(channels: bool | None, allocation: str, coder: Coders, *, 
     Raises:
         ConfigError: they are to, and cannot.
     """
-    possible = allocation == "sensitivity" and not sharded
+    possible = allocation in ("sensitivity", "balanced") and not sharded
     if channels is None:
         return possible and tells_channels(coder)
     if channels and not possible:
         raise ConfigError(
-            'rows and columns have steps of their own with allocation="sensitivity" and where parameters are not '
-            "sharded; give channels=False"
+            'rows and columns have steps of their own with allocation="sensitivity" or "balanced" and where parameters '
+            "are not sharded; give channels=False"
         )
     return channels
 
 
 class _Candidate(NamedTuple):
-    """Squared gradients of rows or columns relative to their mean, and the bits that steps by them save."""
+    """What steps of rows or columns go by, relative to their tensor's, and the bits that they save."""
 
     axis: Axis
     relative: Tensor | None
     bits: float
 
 
-def _candidate(squares: Tensor, axis: Axis, size: torch.Size) -> _Candidate:
+def _candidate(squares: Tensor, axis: Axis, size: torch.Size, share: float) -> _Candidate:
     if not bool((squares > 0.0).all()):
         return _Candidate(axis, None, -math.inf)
-    relative = (squares / squares.mean()).clamp(2.0**-_REACH, 2.0**_REACH)
-    # A weight at the same error, at high rates: half of the mean's logarithm less the logarithms' mean.
-    saved = 0.5 * float(relative.mean().log2() - relative.log2().mean())
+    reach = _REACH / share
+    squares = (squares / squares.mean()).clamp(2.0**-reach, 2.0**reach)
+    relative = squares**share
+    # A weight at high rates and the same error, which goes with square times step^2, or square over relative.
+    saved = 0.5 * float(squares.mean().log2() - (squares / relative).mean().log2() - relative.log2().mean())
     return _Candidate(axis, relative, saved * size.numel() - _COST_BITS * channels(size, axis))
 
 

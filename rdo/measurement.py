@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
@@ -41,7 +42,7 @@ _STEPS_LEFT = 200
 """At most, and where the learning rate does not fall."""
 _LEVEL = 200
 """Optimizer steps at one learning rate after which it is said what rounding waits for."""
-Allocation = Literal["sensitivity", "scale", "equal"]
+Allocation = Literal["sensitivity", "balanced", "scale", "equal"]
 Start: TypeAlias = int | Literal["settled", "decayed"]
 
 
@@ -95,7 +96,7 @@ class Measurement:
         self._falling = 0
         self._rate = self._earlier_rate = 0.0
         self._level = 0
-        self.channels = ChannelSensitivity(weights if channels else {})
+        self.channels = ChannelSensitivity(weights if channels else {}, 0.5 if allocation == "balanced" else 1.0)
 
     @property
     def when(self) -> str:
@@ -193,10 +194,14 @@ class Measurement:
         """Steps of the tensors relative to one another."""
         if self._allocation == "equal":
             return [1.0] * len(self._weights)
+        gradients = self._squares.sum((0, 1)).tolist()
+        if self._allocation == "sensitivity":
+            return steps_by_sensitivity(gradients)
+        squares = [max(square, 1e-300) for square in self._mean_squares(self._shards.parts()).tolist()]
         if self._allocation == "scale":
-            squares = self._mean_squares(self._shards.parts()).tolist()
-            return steps_by_sensitivity([1.0 / max(square, 1e-300) for square in squares])
-        return steps_by_sensitivity(self._squares.sum((0, 1)).tolist())
+            return steps_by_sensitivity([1.0 / square for square in squares])
+        # The geometric mean of the steps by both.
+        return steps_by_sensitivity([math.sqrt(g / square) for g, square in zip(gradients, squares, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, and what was recorded of inputs."""

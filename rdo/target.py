@@ -67,8 +67,8 @@ class SizeTarget:
         bits_per_parameter: ``8 * file_bytes / parameters``, the whole file over all stored parameters.
         size_mb: instead of that, the file's size in units of 10^6 bytes.
         pressure: of the rate term at one bit a parameter, see :class:`rdo.pressure.Pressure`; 0 for no rate term.
-        allocation: steps of the tensors relative to one another: ``"sensitivity"`` as above, ``"scale"`` in proportion
-            to the root mean square of their weights, ``"equal"`` one step for all.
+        allocation: steps of the tensors relative to one another: ``"sensitivity"`` as above, ``"scale"`` as the root
+            mean squares of their weights, ``"balanced"`` the geometric mean of both, ``"equal"`` one step for all.
         compensated: when rounding begins, let the columns of each matrix make good for the rounding of those before
             (:class:`rdo.compensation.Compensation`), by the inputs of the steps before: float32 [in, in] for each
             matrix. Of a settled model only if its weights lack :data:`rdo.measurement.ROOM`. Not for sharded ones.

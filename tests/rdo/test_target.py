@@ -168,9 +168,10 @@ def test_resuming_gives_the_same_bits(stopped: int, start: int | str) -> None:
     assert handle.state_dict()["target"]["entropy"] == second.state_dict()["target"]["entropy"]
 
 
-def test_sensitive_tensors_get_finer_steps() -> None:
+@pytest.mark.parametrize("allocation", ["sensitivity", "balanced", "scale"])
+def test_sensitive_tensors_get_finer_steps(allocation: str) -> None:
     """At equal loss the last layer, 25 times smaller than the middle one, has the larger gradients."""
-    model, optimizer, handle = sized()
+    model, optimizer, handle = sized(allocation=allocation, compensated=False)
     roots = torch.zeros(3, dtype=torch.float64)
     for step in range(MEASURED_STEPS):
         inputs, labels = batch(step)
@@ -180,9 +181,11 @@ def test_sensitive_tensors_get_finer_steps() -> None:
         optimizer.step()
     grid = handle.target.grid
     assert grid is not None
-    products = grid.steps.double() * roots.sqrt()
+    lengths = torch.stack([master.double().square().mean().sqrt() for master in grid.masters])
+    by = {"sensitivity": 1.0 / roots.sqrt(), "balanced": (lengths / roots.sqrt()).sqrt(), "scale": lengths}
+    products = grid.steps.double() / by[allocation]
     torch.testing.assert_close(products, products.mean().expand(3), rtol=1e-5, atol=0)
-    assert float(grid.steps[2]) < float(grid.steps[1])
+    assert (float(grid.steps[2]) < float(grid.steps[1])) == (allocation != "scale")
 
 
 def test_pressure_makes_steps_finer_at_the_same_size() -> None:

@@ -26,7 +26,7 @@ class SizeTraining(Method):
         bits: sizes of the file, in bits per parameter, each a training of its own.
         law: registered name of the entropy model whose rate acts on the weights.
         pressure: length of the rate's gradient relative to the loss's at one bit; 0 for no rate term.
-        allocation: how the steps of the tensors relate: "sensitivity", "scale" or "equal".
+        allocation: how the steps of the tensors relate: "sensitivity", "balanced", "scale" or "equal".
         compensated: whether the first rounding is compensated, as by GPTQ.
         channels: with "context" among these, whether rows or columns of matrices have steps of their own.
         hardening: optimizer steps in which rounded weights harden, from the first rounding on if not compensated.
