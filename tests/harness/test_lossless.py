@@ -81,7 +81,8 @@ def test_lossless_methods_are_named_in_the_figure_and_not_drawn() -> None:
             "test_items": 9,
         }
         size = {"best_coder_bits_per_parameter": bits, "cross_entropy": 0.1 + 1 / bits, "step": bits}
-        return {**common, "label": label, **size, "uncompressed_cross_entropy": 0.1, "uncompressed_metric": 0.9, **more}
+        normal = {"lam": None, "uncompressed_cross_entropy": 0.1, "uncompressed_metric": 0.9}
+        return {**common, "label": label, **size, **normal, **more}
 
     rows = [row("anchor", bits) for bits in (2.0, 3.0, 4.0)] + [row("zstd", 11.26, dtype="bfloat16", step=None)]
     for panel in figures.rate_distortion(pd.DataFrame(rows), ["anchor", "zstd"]).axes:

@@ -24,7 +24,8 @@ _CAPTIONS = {
     "": "Rate and distortion: lines join the best points of each method; bands are 95 % intervals, over seeds where "
     "there are several, over test items where there is one (of more than eight methods, those have no band). Methods "
     "share the test items: their differences are surer than bands that overlap suggest. Hollow markers: fewer seeds "
-    "than others have; as seeds differ, compare them seed by seed, in the tables.",
+    "than others have. Where there are several, what normal training of a seed differs by from their mean is "
+    "taken off.",
     "ablations": "The method that the suite is about, and the same with something taken away or exchanged; else as the "
     "figure of all methods.",
     "laws": "Histograms of the weights of all matrices after normal training, and the laws fitted to them by their "

@@ -49,6 +49,18 @@ def over_seeds(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def levelled(points: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one model, with what normal training of their seed differs by from that of all seeds taken off.
+
+    So methods of one seed can stand beside means over several.
+    """
+    points, normal = points.copy(), points[points["lam"].isna()]
+    for column in ("cross_entropy", "metric"):
+        uncompressed = normal.groupby("seed")[f"uncompressed_{column}"].mean()
+        points[column] -= points["seed"].map(uncompressed - uncompressed.mean()).fillna(0.0)
+    return points
+
+
 def lossless(points: pd.DataFrame) -> pd.Series[bool]:
     """Which rows are of lossless methods: they have the data type that the weights were kept in."""
     return points["dtype"].notna() if "dtype" in points else pd.Series(False, index=points.index)

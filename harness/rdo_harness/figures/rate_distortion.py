@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rdo_harness.figures.bands import lossless, over_seeds
+from rdo_harness.figures.bands import levelled, lossless, over_seeds
 from rdo_harness.figures.style import REFERENCE, fit_to, look, panels
 from rdo_harness.metrics import metric_title, pareto_front
 
@@ -32,7 +32,8 @@ def rate_distortion(
     The bits per byte of text are its cross entropy in another unit, and on the right of the same panel. Lines join the
     Pareto front of each method, of means over seeds; points off the front are faint. Bands are 95 % intervals, over
     seeds or, where there is one seed, over test items; of more than eight methods, those of one seed have none. Markers
-    are hollow where a method was measured with fewer seeds than others. The panels are cut where a model is of no more
+    are hollow where a method was measured with fewer seeds than others; seeds are levelled by their normal
+    training. The panels are cut where a model is of no more
     use: at twice the least cross entropy, and at 1.25 times for text, of which most cannot be predicted. How many
     points that leaves out stands under the title; so do lossless methods, which have five times the bits of the others
     and the quality of the uncompressed model.
@@ -44,6 +45,7 @@ def rate_distortion(
     """
     layout: list[tuple[pd.DataFrame, dict[str, pd.DataFrame], str, float] | None] = []
     for _, model in frame.groupby(["task", "architecture"], sort=False):
+        model = levelled(model)
         anchor, group = model[model["label"] == labels[0]], model[model["label"].isin(set(labels) - set(hidden))]
         if group.empty:
             continue
