@@ -32,11 +32,10 @@ def rate_distortion(
     The bits per byte of text are its cross entropy in another unit, and on the right of the same panel. Lines join the
     Pareto front of each method, of means over seeds; points off the front are faint. Bands are 95 % intervals, over
     seeds or, where there is one seed, over test items; of more than eight methods, those of one seed have none. Markers
-    are hollow where a method was measured with fewer seeds than others; seeds are levelled by their normal
-    training. The panels are cut where a model is of no more
-    use: at twice the least cross entropy, and at 1.25 times for text, of which most cannot be predicted. How many
-    points that leaves out stands under the title; so do lossless methods, which have five times the bits of the others
-    and the quality of the uncompressed model.
+    are hollow where a method was measured with fewer seeds than others; seeds are levelled by their normal training.
+    The panels are cut where a model is of no more use: at twice the least cross entropy, and at 1.25 times for text, of
+    which most cannot be predicted. How many points that leaves out stands under the title; so do lossless methods,
+    which have five times the bits of the others and the quality of the uncompressed model.
 
     Args:
         labels: of the methods that are shown; the first is the anchor.
