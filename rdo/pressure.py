@@ -90,7 +90,7 @@ class Pressure:
 def _sample(weights: Tensor) -> Tensor:
     """Weights at even distances in memory order, from all columns alike, in one axis."""
     apart = max(weights.numel() // _SAMPLE, 1)
-    while math.gcd(apart, weights.shape[-1]) > 1:
+    while math.gcd(apart, *weights.shape[-1:]) > 1:  # a scalar has no last axis
         apart -= 1
     return weights.reshape(-1)[::apart].contiguous()
 

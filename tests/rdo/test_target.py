@@ -188,6 +188,24 @@ def test_sensitive_tensors_get_finer_steps(allocation: str) -> None:
     assert (float(grid.steps[2]) < float(grid.steps[1])) == (allocation != "scale")
 
 
+def test_all_parameters_of_a_model_can_have_a_rate_term_scalars_and_vectors_too(tmp_path: Path) -> None:
+    model = model_of()
+    model.register_parameter("factor", nn.Parameter(torch.tensor(1.5)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    options = {"start": 0, "hardening": 0}
+    handle = rdo.attach(
+        optimizer, model, bits_per_parameter=2.0, parameters="all", verbose=False, target_options=options
+    )
+    assert isinstance(handle, TargetAttachment)
+    for step in range(40):
+        inputs, labels = batch(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs) * model.get_parameter("factor"), labels).backward()
+        optimizer.step()
+    assert handle.save(tmp_path / "model.rdo").bits_per_parameter == pytest.approx(2.0, rel=0.01)
+    assert torch.equal(rdo.load_compressed(tmp_path / "model.rdo")["factor"], model.get_parameter("factor").data)
+
+
 def test_pressure_makes_steps_finer_at_the_same_size() -> None:
     steps = []
     for pressure in (0.0, 0.3):
