@@ -84,12 +84,12 @@ def draw(
     if paper == "table3":  # of coders alone
         return []
     # What is left of a method is told by the method beside it; without that it is one of several.
-    apart = [subject, *ablations] if subject in labels and frame["label"].isin(ablations).any() else []
-    methods = [label for label in labels if label not in apart[1:]]
+    apart = list(ablations) if subject in labels else []
+    methods = [label for label in labels if label not in apart]
     drawn = [Drawn("", _CAPTIONS[""], rate_distortion(frame, methods, subject))]
-    if apart:
-        anchor = [label for label in labels[:1] if label not in apart]
-        figure = rate_distortion(frame, [*anchor, *apart], subject, hidden=anchor)
+    if frame["label"].isin(apart).any():
+        anchor = [label for label in labels[:1] if label not in (subject, *apart)]
+        figure = rate_distortion(frame, [*anchor, subject, *apart], subject, hidden=anchor)
         drawn.append(Drawn("ablations", _CAPTIONS["ablations"], figure))
     if normal and paper in ("", "table4"):
         drawn += [
