@@ -14,9 +14,12 @@ from rdo.coders import EntropyCoder, make_coders
 from rdo.coders.context import Context
 from rdo.errors import ConfigError
 
+_SHARE = 0.5
+"""Octaves from the step of a tensor to that of a row or column, of those that the squared gradients ask for. They tell
+what a small error costs, and at the rates that count errors are not small: rows of gates that are open have hardly a
+gradient, and matter."""
 _REACH = 4
-"""Half octaves from the step of a tensor to the finest and the coarsest of its rows or columns. The squared gradient
-tells what a small error costs; beyond two octaves errors are no longer small."""
+"""Half octaves from the step of a tensor to the finest and the coarsest of its rows or columns."""
 _COST_BITS = 4.0
 """Of a row or column in a file."""
 _WORTH = 0.02
@@ -30,11 +33,9 @@ class ChannelSensitivity:
 
     Args:
         weights: by name; those of two or more axes are measured.
-        share: how far apart steps are, of what the squared gradients ask for; 0.5 for half as many octaves.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], share: float = 1.0) -> None:
-        self._share = share
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = {name: weight for name, weight in weights.items() if weight.ndim > 1 and weight.numel()}
         self.clear()
 
@@ -61,14 +62,14 @@ class ChannelSensitivity:
     def steps(self) -> dict[str, ChannelSteps]:
         """By name, the steps of rows or columns relative to the tensor's, of the tensors in which they save bits.
 
-        A step goes with one over the root of the squared gradient, as those of tensors do
-        (:class:`rdo.target.SizeTarget`), in half octaves. If some row (or column) met no gradient, as those of words
-        that did not occur, nothing is known of it, and the rows have one step.
+        A step goes with one over the fourth root of the squared gradient, half way between the tensor's and what (2) of
+        docs/method.md would give a tensor of such gradients, in half octaves. If some row (or column) met no gradient,
+        as those of words that did not occur, nothing is known of it, and the rows have one step.
         """
         found = {}
         for name, sums in self._sums.items():
             size = self._weights[name].shape
-            both = [_candidate(squares, axis, size, self._share) for squares, axis in zip(sums, AXES, strict=True)]
+            both = [_candidate(squares, axis, size) for squares, axis in zip(sums, AXES, strict=True)]
             best = max(both, key=_bits)
             if best.bits > max(_WORTH * size.numel(), _GROUP_BITS):
                 assert best.relative is not None
@@ -122,12 +123,12 @@ class _Candidate(NamedTuple):
     bits: float
 
 
-def _candidate(squares: Tensor, axis: Axis, size: torch.Size, share: float) -> _Candidate:
+def _candidate(squares: Tensor, axis: Axis, size: torch.Size) -> _Candidate:
     if not bool((squares > 0.0).all()):
         return _Candidate(axis, None, -math.inf)
-    reach = _REACH / share
+    reach = _REACH / _SHARE
     squares = (squares / squares.mean()).clamp(2.0**-reach, 2.0**reach)
-    relative = squares**share
+    relative = squares**_SHARE
     # A weight at high rates and the same error, which goes with square times step^2, or square over relative.
     saved = 0.5 * float(squares.mean().log2() - (squares / relative).mean().log2() - relative.log2().mean())
     return _Candidate(axis, relative, saved * size.numel() - _COST_BITS * channels(size, axis))

@@ -96,7 +96,7 @@ class Measurement:
         self._falling = 0
         self._rate = self._earlier_rate = 0.0
         self._level = 0
-        self.channels = ChannelSensitivity(weights if channels else {}, 0.5 if allocation == "balanced" else 1.0)
+        self.channels = ChannelSensitivity(weights if channels else {})
 
     @property
     def when(self) -> str:

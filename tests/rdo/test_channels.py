@@ -22,10 +22,10 @@ from rdo.errors import ConfigError
 SIZE = 64
 
 
-def steps_for(gradients: list[Tensor], share: float = 1.0) -> dict[str, ChannelSteps]:
+def steps_for(gradients: list[Tensor]) -> dict[str, ChannelSteps]:
     """What follows from gradients of one tensor, step after step."""
     weight = nn.Parameter(torch.zeros_like(gradients[0]))
-    sensitivity = ChannelSensitivity({"w": weight}, share)
+    sensitivity = ChannelSensitivity({"w": weight})
     for gradient in gradients:
         weight.grad = gradient
         sensitivity.add()
@@ -37,8 +37,8 @@ def noise(*size: int, seed: int = 0) -> Tensor:
 
 
 def test_rows_with_large_gradients_get_fine_steps() -> None:
-    """Gradients in the ratio 1 to 4: steps differ by two octaves."""
-    size = torch.cat([torch.ones(20), 4.0 * torch.ones(20)]).unsqueeze(1)
+    """Gradients in the ratio 1 to 16: steps differ by two octaves, half as many."""
+    size = torch.cat([torch.ones(20), 16.0 * torch.ones(20)]).unsqueeze(1)
     [found] = steps_for([size * noise(40, 500, seed=seed) for seed in range(5)]).values()
     assert found.axis == "rows"
     steps = found.tensor()
@@ -50,19 +50,6 @@ def test_rows_with_large_gradients_get_fine_steps() -> None:
     assert torch.equal(turned.tensor(), steps.unsqueeze(0))
     experts = steps_for([(size * noise(40, 500, seed=seed)).view(4, 10, 500) for seed in range(5)])
     assert torch.equal(experts["w"].exponents, found.exponents)
-
-
-def test_steps_can_be_half_as_far_apart() -> None:
-    """Gradients in the ratio 1 to 8: three octaves, or one and a half, which save less."""
-    size = torch.cat([torch.ones(20), 8.0 * torch.ones(20)]).unsqueeze(1)
-    [found] = steps_for([size * noise(40, 500, seed=seed) for seed in range(5)], 0.5).values()
-    octaves = found.tensor().log2()
-    assert float(octaves[:20].mean() - octaves[20:].mean()) == pytest.approx(1.5, abs=0.3), "half octaves, each rounded"
-    # 0.16 bits a weight are to be saved, of which a tenth of the way saves a fifth: too little for such a tensor.
-    near = torch.cat([torch.ones(20), 2.0 * torch.ones(20)]).unsqueeze(1)
-    gradients = [near * noise(40, 500, seed=seed) for seed in range(20)]
-    assert steps_for(gradients)
-    assert not steps_for(gradients, 0.1)
 
 
 def test_no_step_is_farther_than_two_octaves() -> None:

@@ -98,7 +98,10 @@ class SizeTraining(Method):
 
     def _revision(self, bits: float) -> int:
         """Of what rows were made by: "settled" was decided after 40 steps at first; compensation had no damping; the
-        pressure was the same at all sizes; of late ones compensation saw padding, and few inputs."""
+        pressure was the same at all sizes; of late ones compensation saw padding, and few inputs; steps of rows and
+        columns were as far apart as squared gradients ask for."""
+        if self.channels and self.allocation == "sensitivity" and "context" in self.coders:
+            return 6
         if self.compensated and self.start == "decayed":
             return 5
         if self.pressure and bits != 1.0:
