@@ -22,21 +22,32 @@ _STRIPS = 4
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Statistics of a model over some batches.
+class Gradients:
+    """What a model's gradients over some batches ask of the steps of its weights.
 
     Attributes:
         sensitivity: mean squared gradient of the loss of a batch, over the weights of each tensor.
-        inputs: for matrices that multiply activations, the mean of x x^T over all activations x: float32 [in, in].
-            Its rows and columns are those of the matrix's last axis, or its first where ``transposed`` names it.
-        transposed: matrices stored as [in, out], as GPT-2's are.
         channels: steps of rows or columns relative to their tensor's, of those tensors in which they save bits.
     """
 
     sensitivity: dict[str, float]
+    channels: dict[str, ChannelSteps]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of a model over some batches.
+
+    Attributes:
+        gradients: of its weights.
+        inputs: for matrices that multiply activations, the mean of x x^T over all activations x: float32 [in, in].
+            Its rows and columns are those of the matrix's last axis, or its first where ``transposed`` names it.
+        transposed: matrices stored as [in, out], as GPT-2's are.
+    """
+
+    gradients: Gradients
     inputs: dict[str, Tensor]
     transposed: frozenset[str]
-    channels: dict[str, ChannelSteps]
 
 
 def steps_by_sensitivity(sensitivity: Sequence[float]) -> list[float]:
@@ -162,9 +173,22 @@ def calibrate(
     Raises:
         ConfigError: there is no batch.
     """
-    wanted = set(names)
-    parameters = {name: p for name, p in model.named_parameters() if name in wanted}
+    parameters = {name: model.get_parameter(name) for name in names}
     recorder = InputRecorder(model, parameters)
+    try:
+        gradients = measure_gradients(model, batches, loss, parameters)
+    finally:
+        inputs = recorder.stop()
+    return Calibration(gradients, inputs, frozenset(recorder.transposed))
+
+
+def measure_gradients(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    parameters: Mapping[str, Tensor],
+) -> Gradients:
+    """What :func:`calibrate` measures of the model's gradients, which are cleared; it raises the same."""
     squares, within = dict.fromkeys(parameters, 0.0), ChannelSensitivity(parameters)
     seen = 0
     try:
@@ -178,11 +202,16 @@ def calibrate(
             seen += 1
     finally:
         model.zero_grad(set_to_none=True)
-        inputs = recorder.stop()
     if not seen:
         raise ConfigError("calibration needs at least one batch")
-    sensitivity = {name: value / seen for name, value in squares.items()}
-    return Calibration(sensitivity, inputs, frozenset(recorder.transposed), within.steps())
+    return Gradients({name: value / seen for name, value in squares.items()}, within.steps())
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor]) -> float:
+    """Of the batches, each counted once."""
+    losses = [float(loss(model, batch)) for batch in batches]
+    return sum(losses) / len(losses)
 
 
 def _mirrored(upper: Tensor) -> Tensor:

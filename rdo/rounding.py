@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rdo.calibration import mean_loss
 from rdo.channel_sensitivity import tells_channels
 from rdo.checkpoint import save_compressed
 from rdo.checkpoint.writer import Coder
-from rdo.compensated_rounding import CompensatedRounding, Rounded
+from rdo.compensated_rounding import CompensatedRounding
 from rdo.errors import ConfigError
 from rdo.quantizers import AllocatedQuantizer
+from rdo.rounding_plan import Rounded
 
 
 def round_to_entropy(
@@ -75,15 +76,12 @@ def round_to_size(
         model, batches, loss, price=price, compressible=compressible, channels=tells_channels(coder)
     )
 
-    def measure(rounded: Rounded) -> float:
-        rounded.fill(model)
-        quantizer = rounded.quantizer(bits_per_parameter)
-        return save_compressed(
-            model, None, quantizer=quantizer, coder=coder, raw_dtype=raw_dtype, compressible=compressible
-        ).bits_per_parameter
+    def size(rounded: Rounded) -> float:
+        return _bits_per_parameter(
+            model, rounded, bits_per_parameter, coder=coder, raw_dtype=raw_dtype, compressible=compressible
+        )
 
-    with _restored_on_error(model, rounding):
-        rounded = rounding.search(bits_per_parameter, measure)
+    rounded = rounding.search(bits_per_parameter, size)
     rounded.fill(model)
     return rounded.quantizer(bits_per_parameter)
 
@@ -124,25 +122,15 @@ def round_to_loss(
         rounded.fill(model)
         return mean_loss(model, held_out, loss) <= most
 
-    with _restored_on_error(model, rounding):
-        rounded = rounding.coarsest(allowed)
+    def size(rounded: Rounded) -> float:
+        return _bits_per_parameter(model, rounded, rounded.entropy_bits(), coder=coder, compressible=compressible)
+
+    rounded = rounding.coarsest(allowed, size)
     rounded.fill(model)
     return rounded.quantizer(rounded.entropy_bits())
 
 
-@torch.no_grad()
-def mean_loss(model: nn.Module, batches: Sequence[Any], loss: Callable[[nn.Module, Any], Tensor]) -> float:
-    """Of the batches, each counted once."""
-    return sum(float(loss(model, batch)) for batch in batches) / len(batches)
-
-
-@contextmanager
-def _restored_on_error(model: nn.Module, rounding: CompensatedRounding) -> Iterator[None]:
-    """Give a model its weights back if the search that fills it with others fails."""
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for name, weight in rounding.weights.items():
-                model.get_parameter(name).copy_(weight)
-        raise
+def _bits_per_parameter(model: nn.Module, rounded: Rounded, bits: float, **options: Any) -> float:
+    """Of the file, which is coded but not written; the model is left with the rounded weights."""
+    rounded.fill(model)
+    return save_compressed(model, None, quantizer=rounded.quantizer(bits), **options).bits_per_parameter

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rdo.calibration import mean_loss
 from rdo.channels import ChannelSteps
 from rdo.checkpoint import save_compressed
-from rdo.compensated_rounding import CompensatedRounding, Rounded
+from rdo.compensated_rounding import CompensatedRounding
 from rdo.errors import ConfigError, DataError
 from rdo.quantizers import AllocatedQuantizer
-from rdo.rounding import mean_loss
+from rdo.rounding_plan import Rounded
 from rdo_harness.architectures.hugging_face import HuggingFaceClassifier, Pretrained, local_model
 
 Progress = Callable[[int, int, str], None]
@@ -65,11 +66,11 @@ class CalibratedModel:
         self._tensors, self._progress = tensors, progress
         self._model = reader.load().eval()
         self._stored = _stored_names(self._model, tensors, source)
-        self._loss = _Loss(isinstance(reader, HuggingFaceClassifier))
+        classifier = isinstance(reader, HuggingFaceClassifier)
         self._rounding = CompensatedRounding(
             self._model,
-            _counted(shown, progress),
-            self._loss,
+            _Passages(_labelled(self._model, shown) if classifier else shown, progress),
+            _loss_of_label if classifier else _loss_of_tokens,
             compressible=lambda name, weight: weight.ndim >= 2 and name in self._stored,
             channels=channels,
         )
@@ -85,38 +86,43 @@ class CalibratedModel:
             ConfigError: no steps give this size.
         """
 
-        def measure(rounded: Rounded) -> float:
-            state, quantizer = self._filled(rounded, bits)
-            covered = quantizer.names
-            info = save_compressed(
-                state, None, quantizer=quantizer, compressible=lambda name, _: name in covered, **options
-            )
-            self._progress(0, 1, f"trying steps ({info.bits_per_parameter:.3f} bits)")
-            return info.bits_per_parameter
-
         self._progress(0, 1, "trying steps")
-        return self._filled(self._rounding.search(bits, measure), bits)
+        return self._filled(self._rounding.search(bits, lambda rounded: self._size(rounded, bits, options)), bits)
 
-    def to_loss(self, increase: float) -> tuple[dict[str, Tensor], AllocatedQuantizer]:
+    def to_loss(self, increase: float, **options: Any) -> tuple[dict[str, Tensor], AllocatedQuantizer]:
         """As :meth:`to_size`, as coarsely as the loss of the passages held out allows.
 
         Args:
             increase: of that loss, as a share.
+            options: as for :meth:`to_size`.
 
         Raises:
             ConfigError: rounding to 7 bits a weight costs more.
         """
-        most = (1.0 + increase) * mean_loss(self._model, self._held_out, self._loss)
+        most = (1.0 + increase) * mean_loss(self._model, self._held_out, _loss_of_tokens)
 
         def allowed(rounded: Rounded) -> bool:
             rounded.fill(self._model)
-            found = mean_loss(self._model, self._held_out, self._loss)
+            found = mean_loss(self._model, self._held_out, _loss_of_tokens)
             self._progress(0, 1, f"trying steps ({found / most * (1.0 + increase) - 1.0:+.2%} loss)")
             return found <= most
 
+        def size(rounded: Rounded) -> float:
+            return self._size(rounded, rounded.entropy_bits(), options)
+
         self._progress(0, 1, "trying steps")
-        rounded = self._rounding.coarsest(allowed)
+        rounded = self._rounding.coarsest(allowed, size)
         return self._filled(rounded, rounded.entropy_bits())
+
+    def _size(self, rounded: Rounded, bits: float, options: dict[str, Any]) -> float:
+        """Bits per parameter of the file."""
+        state, quantizer = self._filled(rounded, bits)
+        covered = quantizer.names
+        info = save_compressed(
+            state, None, quantizer=quantizer, compressible=lambda name, _: name in covered, **options
+        )
+        self._progress(0, 1, f"trying steps ({info.bits_per_parameter:.3f} bits)")
+        return info.bits_per_parameter
 
     def _filled(self, rounded: Rounded, bits: float) -> tuple[dict[str, Tensor], AllocatedQuantizer]:
         result: dict[str, Tensor] = dict(self._tensors)
@@ -133,19 +139,36 @@ class CalibratedModel:
         return result, AllocatedQuantizer(steps, bits, "sensitivity", channels=channels)
 
 
-class _Loss:
-    """Mean cross entropy of the tokens of a passage, or of a label that the model itself predicts."""
+class _Passages:
+    """Passages that are gone through several times, and shown each time."""
 
-    def __init__(self, classifier: bool) -> None:
-        self._classifier = classifier
-        self._generator = torch.Generator().manual_seed(0)
+    def __init__(self, passages: Sequence[Any], progress: Progress) -> None:
+        self._passages, self._progress = passages, progress
 
-    def __call__(self, model: nn.Module, ids: Tensor) -> Tensor:
-        logits: Tensor = model(input_ids=ids).logits.float()
-        if not self._classifier:
-            return nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
-        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=self._generator)
-        return nn.functional.cross_entropy(logits, drawn[:, 0])
+    def __iter__(self) -> Iterator[Any]:
+        for done, passage in enumerate(self._passages):
+            self._progress(done, len(self._passages), "reading the text")
+            yield passage
+
+
+@torch.no_grad()
+def _labelled(model: nn.Module, passages: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Passages with labels, int64 [1], that the model as it is predicts, drawn by their probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    chances = [model(input_ids=ids).logits.float().softmax(-1) for ids in passages]
+    labels = [torch.multinomial(each, 1, generator=generator)[:, 0] for each in chances]
+    return list(zip(passages, labels, strict=True))
+
+
+def _loss_of_label(model: nn.Module, passage: tuple[Tensor, Tensor]) -> Tensor:
+    ids, label = passage
+    return nn.functional.cross_entropy(model(input_ids=ids).logits.float(), label)
+
+
+def _loss_of_tokens(model: nn.Module, ids: Tensor) -> Tensor:
+    """Mean cross entropy of the tokens of a passage, each given those before."""
+    logits: Tensor = model(input_ids=ids).logits.float()
+    return nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
 
 
 def _passages(reader: Pretrained, text: Path) -> list[Tensor]:
@@ -172,12 +195,6 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
     if len(items) <= count:
         return list(items)
     return [items[place * len(items) // count] for place in range(count)]
-
-
-def _counted(passages: list[Tensor], progress: Progress) -> Iterator[Tensor]:
-    for done, passage in enumerate(passages):
-        progress(done, len(passages), "calibrating")
-        yield passage
 
 
 def _stored_names(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> dict[str, list[str]]:

@@ -233,7 +233,7 @@ def _calibrated(
         to_loss = arguments.max_loss is not None
         read = {"hold_out": to_loss, "channels": tells_channels(options["coder"])}
         model = CalibratedModel(arguments.source, tensors, arguments.calibration, progress, **read)
-        return model.to_loss(arguments.max_loss) if to_loss else model.to_size(arguments.bits, **options)
+        return model.to_loss(arguments.max_loss, **options) if to_loss else model.to_size(arguments.bits, **options)
 
 
 def _decompress(arguments: argparse.Namespace) -> int:

@@ -15,9 +15,10 @@ from rdo.attach import TargetAttachment
 from rdo.channel_sensitivity import ChannelSensitivity
 from rdo.channels import ChannelSteps, channels_of
 from rdo.coding_grid import CodingGrid
-from rdo.compensated_rounding import CompensatedRounding, Rounded
+from rdo.compensated_rounding import CompensatedRounding
 from rdo.compensation import Factor, compensate, in_steps
 from rdo.errors import ConfigError
+from rdo.rounding_plan import Rounded
 
 SIZE = 64
 

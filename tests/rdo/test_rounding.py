@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import rdo
-from rdo.calibration import calibrate
+from rdo.calibration import calibrate, mean_loss
 from rdo.coders import Histogram
 from rdo.compensated_rounding import CompensatedRounding
 from rdo.compensation import Factor, compensate
 from rdo.errors import ConfigError
-from rdo.rounding import mean_loss, round_to_entropy, round_to_loss, round_to_size
+from rdo.rounding import round_to_entropy, round_to_loss, round_to_size
+from rdo.rounding_plan import Rounded
 
 
 def inputs_of(size: int, seed: int = 0) -> Tensor:
@@ -175,7 +176,7 @@ def test_statistics_of_a_calibration() -> None:
     for batch in batches:
         [gradient] = torch.autograd.grad(loss_of(model, batch), [model[4].weight])
         squares += float(gradient.square().mean()) / len(batches)
-    assert measured.sensitivity["4.weight"] == pytest.approx(squares, rel=1e-4)
+    assert measured.gradients.sensitivity["4.weight"] == pytest.approx(squares, rel=1e-4)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())
     with pytest.raises(ConfigError, match="at least one batch"):
@@ -249,7 +250,46 @@ def test_a_loss_that_cannot_be_had_leaves_the_model_as_it_was() -> None:
     model, batches = trained()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ConfigError, match="allow a greater loss"):
-        CompensatedRounding(model, batches, loss_of).coarsest(lambda _: False)
+        CompensatedRounding(model, batches, loss_of).coarsest(lambda _: False, Rounded.entropy_bits)
     with pytest.raises(ConfigError, match="held-out batches"):
         round_to_loss(model, 0.1, batches, loss_of, [])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class Gates(nn.Module):
+    """Values times gates that are shut or open for most inputs, whose mean is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.value, self.out = nn.Linear(24, 64), nn.Linear(24, 64), nn.Linear(64, 8)
+        with torch.no_grad():
+            self.gate.weight.add_(torch.tensor([8.0, -8.0]).repeat(32).unsqueeze(1) / 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.out(self.gate(x).sigmoid() * self.value(x))
+        return found
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_gradients_of_the_rounded_model_tell_what_gates_are_worth(channels: bool) -> None:
+    """Those of the model as it is do not: a gate that is shut has hardly any, and is rounded to half open."""
+    torch.manual_seed(0)
+    model = Gates()
+    x = 1.0 + torch.randn(512, 24)
+    y = model(x).detach()
+    batches = list(zip(x.split(32), (y + 0.3 * y.std() * torch.randn_like(y)).split(32), strict=True))
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    losses = []
+    for repeats in (0, 4):
+        twin = copy.deepcopy(model)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("rdo.compensated_rounding._REPEATS", repeats)
+            rounded = CompensatedRounding(twin, batches, loss, channels=channels).search(2.0, Rounded.entropy_bits)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+        assert 0.99 * 2.0 <= rounded.entropy_bits() <= 2.0
+        rounded.fill(twin)
+        losses.append(mean_loss(twin, batches, loss) - mean_loss(model, batches, loss))
+    assert 0.0 < losses[1] < 0.7 * losses[0], losses
