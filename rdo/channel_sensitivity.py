@@ -22,6 +22,9 @@ _REACH = 4
 """Half octaves from the step of a tensor to the finest and the coarsest of its rows or columns."""
 _COST_BITS = 4.0
 """Of a row or column in a file."""
+_LEAST = 64
+"""Weights in a row or column that has a step of its own, which costs each a sixteenth of a bit then. At a bit a weight
+there is less to save than at the high rates by which savings are told; kernels of convolutions have rows of three."""
 _WORTH = 0.02
 """Bits a weight that channels must save."""
 _GROUP_BITS = 1200.0
@@ -64,7 +67,8 @@ class ChannelSensitivity:
 
         A step goes with one over the fourth root of the squared gradient, half way between the tensor's and what (2) of
         docs/method.md would give a tensor of such gradients, in half octaves. If some row (or column) met no gradient,
-        as those of words that did not occur, nothing is known of it, and the rows have one step.
+        as those of words that did not occur, nothing is known of it, and the rows have one step; so have those of less
+        than 64 weights.
         """
         found = {}
         for name, sums in self._sums.items():
@@ -124,7 +128,7 @@ class _Candidate(NamedTuple):
 
 
 def _candidate(squares: Tensor, axis: Axis, size: torch.Size) -> _Candidate:
-    if not bool((squares > 0.0).all()):
+    if size.numel() < _LEAST * channels(size, axis) or not bool((squares > 0.0).all()):
         return _Candidate(axis, None, -math.inf)
     reach = _REACH / _SHARE
     squares = (squares / squares.mean()).clamp(2.0**-reach, 2.0**reach)

@@ -63,6 +63,8 @@ def test_channels_that_save_nothing_or_of_which_nothing_is_known_have_none() -> 
     assert not steps_for([noise(40, 500)])
     few = torch.tensor([1.0, 2.0]).repeat(100).unsqueeze(1) * noise(200, 4)
     assert not steps_for([few]), "a step of four bits for four weights"
+    kernels = torch.tensor([1e-3, 1.0]).repeat(2048).view(64, 64, 1) * noise(64, 64, 5)
+    assert not steps_for([kernels]), "rows of a convolution, in which high rates would save more than that"
     size = torch.cat([torch.zeros(1), torch.ones(20), 4.0 * torch.ones(19)]).unsqueeze(1)
     assert not steps_for([size * noise(40, 500)]), "one row met no gradient"
     assert not ChannelSensitivity({"bias": nn.Parameter(torch.zeros(9))}).steps()
