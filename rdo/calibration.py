@@ -28,10 +28,12 @@ class Gradients:
     Attributes:
         sensitivity: mean squared gradient of the loss of a batch, over the weights of each tensor.
         channels: steps of rows or columns relative to their tensor's, of those tensors in which they save bits.
+        squares: of rows and of columns, as :meth:`rdo.channel_sensitivity.ChannelSensitivity.state_dict` has them.
     """
 
     sensitivity: dict[str, float]
     channels: dict[str, ChannelSteps]
+    squares: dict[str, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,16 @@ def measure_gradients(
     batches: Iterable[Any],
     loss: Callable[[nn.Module, Any], Tensor],
     parameters: Mapping[str, Tensor],
+    before: Gradients | None = None,
 ) -> Gradients:
-    """What :func:`calibrate` measures of the model's gradients, which are cleared; it raises the same."""
+    """What :func:`calibrate` measures of the model's gradients, which are cleared; it raises the same.
+
+    Args:
+        before: of the same batches with other weights, of which and these the mean is taken.
+    """
     squares, within = dict.fromkeys(parameters, 0.0), ChannelSensitivity(parameters)
+    if before is not None:
+        within.load_state_dict(before.squares)
     seen = 0
     try:
         for batch in batches:
@@ -204,7 +213,10 @@ def measure_gradients(
         model.zero_grad(set_to_none=True)
     if not seen:
         raise ConfigError("calibration needs at least one batch")
-    return Gradients({name: value / seen for name, value in squares.items()}, within.steps())
+    sensitivity = {name: value / seen for name, value in squares.items()}
+    if before is not None:
+        sensitivity = {name: (value + before.sensitivity[name]) / 2 for name, value in sensitivity.items()}
+    return Gradients(sensitivity, within.steps(), within.state_dict())
 
 
 @torch.no_grad()
