@@ -18,19 +18,15 @@ from rdo.errors import ConfigError
 from rdo.modules import uncompiled
 from rdo.rounding_plan import Rounded, RoundingPlan
 
-_REPEATS = 4
-_GAIN = 0.01
-"""What another measurement must have gained for one more."""
-
 
 class CompensatedRounding:
     """A trained model's weights, measured once, to be rounded at any scale of the steps.
 
     The squared gradients of the model as it is say what small errors cost, and at few bits errors are large. So steps
     are tried that go by these, with and without those of rows and columns, and then, in the way that was better, by
-    the mean of these and the rounded model's, between which the loss rises, and so on while that gains: mostly three
-    searches (:class:`rdo.rounding_plan.RoundingPlan`). At a bit a weight the last are the better, by far with gates
-    that are shut or open, as a GRU has.
+    the mean of these and the rounded model's, between which the loss rises: three searches
+    (:class:`rdo.rounding_plan.RoundingPlan`). At a bit a weight the last is the best, by far with gates that are shut
+    or open, as a GRU has. To measure once more does not gain.
 
     Args:
         model: is not changed, but for its gradients, which are cleared. In evaluation mode, if it has dropout.
@@ -103,11 +99,7 @@ class CompensatedRounding:
             with suppress(ConfigError):
                 if self._by_channel and gradients.channels:
                     attempt(gradients)
-                for _ in range(_REPEATS):
-                    least, best = min(tried, key=itemgetter(0))
-                    attempt(self._gradients_at(best))
-                    if tried[-1][0] > (1.0 - _GAIN) * least:
-                        break
+                attempt(self._gradients_at(min(tried, key=itemgetter(0))[1]))
         finally:
             self._restore()
         return min(tried, key=itemgetter(0))[1]

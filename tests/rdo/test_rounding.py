@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from rdo.compensated_rounding import CompensatedRounding
 from rdo.compensation import Factor, compensate
 from rdo.errors import ConfigError
 from rdo.rounding import round_to_entropy, round_to_loss, round_to_size
-from rdo.rounding_plan import Rounded
+from rdo.rounding_plan import Rounded, RoundingPlan
 
 
 def inputs_of(size: int, seed: int = 0) -> Tensor:
@@ -282,14 +283,17 @@ def test_gradients_of_the_rounded_model_tell_what_gates_are_worth(channels: bool
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.mse_loss(model(batch[0]), batch[1])
 
-    losses = []
-    for repeats in (0, 4):
-        twin = copy.deepcopy(model)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("rdo.compensated_rounding._REPEATS", repeats)
-            rounded = CompensatedRounding(twin, batches, loss, channels=channels).search(2.0, Rounded.entropy_bits)
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    names = [name for name, weight in model.named_parameters() if weight.ndim > 1]
+    measured = calibrate(copy.deepcopy(model), batches, loss, names)
+    gradients = measured.gradients if channels else replace(measured.gradients, channels={})
+    weights = {name: model.get_parameter(name).detach().clone() for name in names}
+    first = RoundingPlan(weights, measured, gradients, 0.0).search(2.0, Rounded.entropy_bits)
+    before = copy.deepcopy(model.state_dict())
+    found = CompensatedRounding(model, batches, loss, channels=channels).search(2.0, Rounded.entropy_bits)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    least, losses = mean_loss(model, batches, loss), []
+    for rounded in (first, found):
         assert 0.99 * 2.0 <= rounded.entropy_bits() <= 2.0
-        rounded.fill(twin)
-        losses.append(mean_loss(twin, batches, loss) - mean_loss(model, batches, loss))
-    assert 0.0 < losses[1] < 0.7 * losses[0], losses
+        rounded.fill(model)
+        losses.append(mean_loss(model, batches, loss) - least)
+    assert 0.0 < losses[1] < 0.7 * losses[0]
