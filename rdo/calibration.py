@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from rdo.channel_sensitivity import ChannelSensitivity
-from rdo.channels import ChannelSteps
 from rdo.errors import ConfigError
 
 ENOUGH = 512
@@ -27,13 +26,11 @@ class Gradients:
 
     Attributes:
         sensitivity: mean squared gradient of the loss of a batch, over the weights of each tensor.
-        channels: steps of rows or columns relative to their tensor's, of those tensors in which they save bits.
-        squares: of rows and of columns, as :meth:`rdo.channel_sensitivity.ChannelSensitivity.state_dict` has them.
+        within: the same of their rows and columns.
     """
 
     sensitivity: dict[str, float]
-    channels: dict[str, ChannelSteps]
-    squares: dict[str, list[Tensor]]
+    within: ChannelSensitivity
 
 
 @dataclass(frozen=True)
@@ -198,7 +195,7 @@ def measure_gradients(
     """
     squares, within = dict.fromkeys(parameters, 0.0), ChannelSensitivity(parameters)
     if before is not None:
-        within.load_state_dict(before.squares)
+        within.load_state_dict(before.within.state_dict())
     seen = 0
     try:
         for batch in batches:
@@ -216,7 +213,7 @@ def measure_gradients(
     sensitivity = {name: value / seen for name, value in squares.items()}
     if before is not None:
         sensitivity = {name: (value + before.sensitivity[name]) / 2 for name, value in sensitivity.items()}
-    return Gradients(sensitivity, within.steps(), within.state_dict())
+    return Gradients(sensitivity, within)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from rdo.coders import EntropyCoder, make_coders
 from rdo.coders.context import Context
 from rdo.errors import ConfigError
 
-_SHARE = 0.5
+SHARE = 0.5
 """Octaves from the step of a tensor to that of a row or column, of those that the squared gradients ask for. They tell
 what a small error costs, and at the rates that count errors are not small: rows of gates that are open have hardly a
 gradient, and matter."""
@@ -62,8 +62,11 @@ class ChannelSensitivity:
                 (squares[0], squares[1]) if known is None else (known[0] + squares[0], known[1] + squares[1])
             )
 
-    def steps(self) -> dict[str, ChannelSteps]:
+    def steps(self, share: float = SHARE) -> dict[str, ChannelSteps]:
         """By name, the steps of rows or columns relative to the tensor's, of the tensors in which they save bits.
+
+        Args:
+            share: how far apart, positive: octaves, of those that the squared gradients ask for.
 
         A step goes with one over the fourth root of the squared gradient, half way between the tensor's and what (2) of
         docs/method.md would give a tensor of such gradients, in half octaves. If some row (or column) met no gradient,
@@ -73,7 +76,7 @@ class ChannelSensitivity:
         found = {}
         for name, sums in self._sums.items():
             size = self._weights[name].shape
-            both = [_candidate(squares, axis, size) for squares, axis in zip(sums, AXES, strict=True)]
+            both = [_candidate(squares, axis, size, share) for squares, axis in zip(sums, AXES, strict=True)]
             best = max(both, key=_bits)
             if best.bits > max(_WORTH * size.numel(), _GROUP_BITS):
                 assert best.relative is not None
@@ -127,12 +130,12 @@ class _Candidate(NamedTuple):
     bits: float
 
 
-def _candidate(squares: Tensor, axis: Axis, size: torch.Size) -> _Candidate:
+def _candidate(squares: Tensor, axis: Axis, size: torch.Size, share: float) -> _Candidate:
     if size.numel() < _LEAST * channels(size, axis) or not bool((squares > 0.0).all()):
         return _Candidate(axis, None, -math.inf)
-    reach = _REACH / _SHARE
+    reach = _REACH / share
     squares = (squares / squares.mean()).clamp(2.0**-reach, 2.0**reach)
-    relative = squares**_SHARE
+    relative = squares**share
     # A weight at high rates and the same error, which goes with square times step^2, or square over relative.
     saved = 0.5 * float(squares.mean().log2() - (squares / relative).mean().log2() - relative.log2().mean())
     return _Candidate(axis, relative, saved * size.numel() - _COST_BITS * channels(size, axis))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
-from operator import itemgetter
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rdo.calibration import Gradients, calibrate, mean_loss, measure_gradients
+from rdo.channel_sensitivity import SHARE
 from rdo.checkpoint.writer import is_compressible
 from rdo.errors import ConfigError
 from rdo.modules import uncompiled
@@ -23,10 +23,10 @@ class CompensatedRounding:
     """A trained model's weights, measured once, to be rounded at any scale of the steps.
 
     The squared gradients of the model as it is say what small errors cost, and at few bits errors are large. So steps
-    are tried that go by these, with and without those of rows and columns, and then, in the way that was better, by
-    the mean of these and the rounded model's, between which the loss rises: three searches
-    (:class:`rdo.rounding_plan.RoundingPlan`). At a bit a weight the last is the best, by far with gates that are shut
-    or open, as a GRU has. To measure once more does not gain.
+    are tried that go by these, without those of rows and columns, with them, and with them as far apart as gradients
+    ask for; then, in the way that was best, by the mean of these and the rounded model's, between which the loss rises
+    (:class:`rdo.rounding_plan.RoundingPlan`): four searches. At a bit a weight the last is often the best, by far with
+    gates that are shut or open, as a GRU has. To measure once more does not gain.
 
     Args:
         model: is not changed, but for its gradients, which are cleared. In evaluation mode, if it has dropout.
@@ -86,32 +86,34 @@ class CompensatedRounding:
     @torch.no_grad()
     def _least(self, find: Callable[[RoundingPlan], Rounded], cost: Callable[[Rounded], float]) -> Rounded:
         """What is found with the plan whose find costs least; the model is as it was then."""
-        tried: list[tuple[float, Rounded]] = []
+        tried: list[_Tried] = []
 
-        def attempt(gradients: Gradients) -> None:
-            found = find(RoundingPlan(self._weights, self._measured, gradients, self._price))
+        def attempt(gradients: Gradients, share: float) -> None:
+            channels = gradients.within.steps(share) if share else {}
+            if share and not channels:
+                return
+            found = find(RoundingPlan(self._weights, self._measured, gradients.sensitivity, channels, self._price))
             costs = cost(found)
-            tried.append((math.inf if math.isnan(costs) else costs, found))
+            tried.append(_Tried(math.inf if math.isnan(costs) else costs, share, found))
 
-        gradients = self._measured.gradients
         try:
-            attempt(replace(gradients, channels={}))
+            attempt(self._measured.gradients, 0.0)
             with suppress(ConfigError):
-                if self._by_channel and gradients.channels:
-                    attempt(gradients)
-                attempt(self._gradients_at(min(tried, key=itemgetter(0))[1]))
+                for share in (SHARE, 1.0) if self._by_channel else ():
+                    attempt(self._measured.gradients, share)
+                best = min(tried, key=attrgetter("cost"))
+                attempt(self._gradients_at(best.rounded), best.share)
         finally:
             self._restore()
-        return min(tried, key=itemgetter(0))[1]
+        return min(tried, key=attrgetter("cost")).rounded
 
     def _gradients_at(self, rounded: Rounded) -> Gradients:
-        """What the model as it is and the rounded one ask of steps, of rows and columns if these have their own."""
+        """The mean of those of the model as it is and of the rounded one."""
         rounded.fill(self._model)
         with torch.enable_grad():
-            found = measure_gradients(
+            return measure_gradients(
                 self._model, self._batches, self._loss, self._chosen, before=self._measured.gradients
             )
-        return found if rounded.channels else replace(found, channels={})
 
     def _loss_of(self, rounded: Rounded) -> float:
         rounded.fill(self._model)
@@ -120,3 +122,11 @@ class CompensatedRounding:
     def _restore(self) -> None:
         for name, weight in self._weights.items():
             self._chosen[name].copy_(weight)
+
+
+class _Tried(NamedTuple):
+    """A rounding, what it costs, and how far apart steps of rows and columns are in it, 0 for none."""
+
+    cost: float
+    share: float
+    rounded: Rounded

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import rdo_kernels
-from rdo.calibration import Calibration, Gradients, steps_by_sensitivity
+from rdo.calibration import Calibration, steps_by_sensitivity
 from rdo.channels import ChannelSteps
 from rdo.coding_grid import CodingGrid, bits_of_counts
 from rdo.compensation import Factor, compensate, in_steps
@@ -72,22 +72,28 @@ class RoundingPlan:
     Args:
         weights: by name; float32.
         measured: their inputs.
-        gradients: what the steps go by, their rows' and columns' included.
+        sensitivity: of the tensors, by name: mean squared gradients.
+        channels: steps of rows or columns relative to their tensor's, of some.
         price: what a bit counts in units of its worth at high rates; 0 rounds for the loss alone.
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], measured: Calibration, gradients: Gradients, price: float
+        self,
+        weights: Mapping[str, Tensor],
+        measured: Calibration,
+        sensitivity: Mapping[str, float],
+        channels: Mapping[str, ChannelSteps],
+        price: float = 0.0,
     ) -> None:
         self._weights, self._transposed, self._price = weights, measured.transposed, price
-        self._channels = gradients.channels
+        self._channels = channels
         self._factors: dict[str, Factor] = {}
         for name, inputs in measured.inputs.items():
             own = self._channels.get(name)
             steps = inputs.new_ones(()) if own is None else own.over(weights[name].shape).to(inputs.device)
             turned = name in self._transposed and steps.ndim
             self._factors[name] = Factor(in_steps(inputs, steps.T if turned else steps))
-        relative = steps_by_sensitivity([gradients.sensitivity[name] for name in weights])
+        relative = steps_by_sensitivity([sensitivity[name] for name in weights])
         self._grid = CodingGrid(list(weights), list(weights.values()), relative, channels=self._channels)
 
     def search(self, goal: float, measure: Callable[[Rounded], float]) -> Rounded:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -285,9 +284,10 @@ def test_gradients_of_the_rounded_model_tell_what_gates_are_worth(channels: bool
 
     names = [name for name, weight in model.named_parameters() if weight.ndim > 1]
     measured = calibrate(copy.deepcopy(model), batches, loss, names)
-    gradients = measured.gradients if channels else replace(measured.gradients, channels={})
+    rows = measured.gradients.within.steps() if channels else {}
     weights = {name: model.get_parameter(name).detach().clone() for name in names}
-    first = RoundingPlan(weights, measured, gradients, 0.0).search(2.0, Rounded.entropy_bits)
+    plan = RoundingPlan(weights, measured, measured.gradients.sensitivity, rows)
+    first = plan.search(2.0, Rounded.entropy_bits)
     before = copy.deepcopy(model.state_dict())
     found = CompensatedRounding(model, batches, loss, channels=channels).search(2.0, Rounded.entropy_bits)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -29,7 +29,7 @@ class CompensatedRounding(Method):
     """
 
     name: ClassVar[str] = "rdo-rounding"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     bits: tuple[float, ...] = ()
     price: float = 0.0
     batches: int = 16
