@@ -64,7 +64,7 @@ def round_to_size(
             from below, by the sizes of whole files.
         batches, loss, price, compressible: see :class:`rdo.compensated_rounding.CompensatedRounding`.
         coder, raw_dtype: as for ``save_compressed``, which is to be given the same. With ``"context"`` among several,
-            rows or columns have steps of their own.
+            rows or columns have steps of their own where the batches' loss is less for it.
 
     Returns:
         The steps, for ``save_compressed``.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import rdo
 from rdo.attach import TargetAttachment
-from rdo.channel_sensitivity import ChannelSensitivity
+from rdo.channel_sensitivity import SHARE, ChannelSensitivity
 from rdo.channels import ChannelSteps, channels_of
 from rdo.coding_grid import CodingGrid
 from rdo.compensated_rounding import CompensatedRounding
@@ -23,14 +23,14 @@ from rdo.rounding_plan import Rounded
 SIZE = 64
 
 
-def steps_for(gradients: list[Tensor]) -> dict[str, ChannelSteps]:
+def steps_for(gradients: list[Tensor], share: float = SHARE) -> dict[str, ChannelSteps]:
     """What follows from gradients of one tensor, step after step."""
     weight = nn.Parameter(torch.zeros_like(gradients[0]))
     sensitivity = ChannelSensitivity({"w": weight})
     for gradient in gradients:
         weight.grad = gradient
         sensitivity.add()
-    return sensitivity.steps()
+    return sensitivity.steps(share)
 
 
 def noise(*size: int, seed: int = 0) -> Tensor:
@@ -53,9 +53,24 @@ def test_rows_with_large_gradients_get_fine_steps() -> None:
     assert torch.equal(experts["w"].exponents, found.exponents)
 
 
-def test_no_step_is_farther_than_two_octaves() -> None:
+def test_steps_are_half_as_far_apart_as_gradients_ask_for_or_as_is_said() -> None:
+    """Gradients in the ratio 1 to 8: one and a half octaves for three; in the ratio 1 to 4 all of two."""
+    for ratio, share, apart in ((8.0, SHARE, 1.5), (8.0, 0.5, 1.5), (4.0, 1.0, 2.0)):
+        size = torch.cat([torch.ones(20), ratio * torch.ones(20)]).unsqueeze(1)
+        octaves = steps_for([size * noise(40, 500, seed=seed) for seed in range(5)], share)["w"].tensor().log2()
+        difference = float(octaves[:20].mean() - octaves[20:].mean())
+        assert difference == pytest.approx(apart, abs=0.3), "half octaves, each rounded"
+    # 0.16 bits a weight are to be saved, of which a tenth of the way saves a fifth: too little for such a tensor.
+    near = torch.cat([torch.ones(20), 2.0 * torch.ones(20)]).unsqueeze(1)
+    gradients = [near * noise(40, 500, seed=seed) for seed in range(20)]
+    assert steps_for(gradients, 1.0)
+    assert not steps_for(gradients, 0.1)
+
+
+@pytest.mark.parametrize("share", [SHARE, 1.0])
+def test_no_step_is_farther_than_two_octaves(share: float) -> None:
     size = torch.tensor([1e-4, 1.0, 1.0, 1.0]).repeat(10).unsqueeze(1)
-    [found] = steps_for([size * noise(40, 500)]).values()
+    [found] = steps_for([size * noise(40, 500)], share).values()
     assert set(found.exponents.tolist()) <= {4, 0, -1}
 
 
