@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -86,26 +85,26 @@ class CompensatedRounding:
     @torch.no_grad()
     def _least(self, find: Callable[[RoundingPlan], Rounded], cost: Callable[[Rounded], float]) -> Rounded:
         """What is found with the plan whose find costs least; the model is as it was then."""
-        tried: list[_Tried] = []
 
-        def attempt(gradients: Gradients, share: float) -> None:
+        def attempt(gradients: Gradients, share: float, before: _Tried | None = None) -> _Tried:
             channels = gradients.within.steps(share) if share else {}
-            if share and not channels:
-                return
+            if before is not None and share and not channels:
+                return before
             found = find(RoundingPlan(self._weights, self._measured, gradients.sensitivity, channels, self._price))
             costs = cost(found)
-            tried.append(_Tried(math.inf if math.isnan(costs) else costs, share, found))
+            tried = _Tried(math.inf if math.isnan(costs) else costs, share, found)
+            return tried if before is None or tried.cost < before.cost else before
 
+        gradients = self._measured.gradients
         try:
-            attempt(self._measured.gradients, 0.0)
+            best = attempt(gradients, 0.0)
             with suppress(ConfigError):
                 for share in (SHARE, 1.0) if self._by_channel else ():
-                    attempt(self._measured.gradients, share)
-                best = min(tried, key=attrgetter("cost"))
-                attempt(self._gradients_at(best.rounded), best.share)
+                    best = attempt(gradients, share, best)
+                best = attempt(self._gradients_at(best.rounded), best.share, best)
         finally:
             self._restore()
-        return min(tried, key=attrgetter("cost")).rounded
+        return best.rounded
 
     def _gradients_at(self, rounded: Rounded) -> Gradients:
         """The mean of those of the model as it is and of the rounded one."""
